@@ -1,0 +1,28 @@
+"""Shards in, batches out: tar access, the order of samples, decoding, datasets."""
+
+from altclip_train.data.dataset import (
+    ImageTextDataset,
+    PairDataset,
+    PlannedBatchSampler,
+    Source,
+    TextPairDataset,
+)
+from altclip_train.data.plan import Plan, SampleRef
+from altclip_train.data.samples import BadSample, decode_captions, decode_image
+from altclip_train.data.shards import ShardIndex, ShardReader, expand_urls
+
+__all__ = [
+    "BadSample",
+    "ImageTextDataset",
+    "PairDataset",
+    "Plan",
+    "PlannedBatchSampler",
+    "SampleRef",
+    "ShardIndex",
+    "ShardReader",
+    "Source",
+    "TextPairDataset",
+    "decode_captions",
+    "decode_image",
+    "expand_urls",
+]

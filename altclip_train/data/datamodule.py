@@ -1,0 +1,297 @@
+"""Loaders of both stages: planned order, one shared position, exact resume.
+
+The data position is counted from trained steps, never from fetched batches, so a prefetched batch is not
+lost on resume; it is the same on every rank and does not mention ranks or workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from altclip_train import distributed
+from altclip_train.data.dataset import (
+    ImageTextDataset,
+    PairDataset,
+    PlannedBatchSampler,
+    Source,
+    TextPairDataset,
+)
+from altclip_train.data.starter import ensure_starter
+from altclip_train.processing import (
+    Augmentation,
+    CLIPTokenizer,
+    ImageTransform,
+    XLMRTokenizer,
+    load_tokenizer,
+)
+
+
+class PlannedLoader(DataLoader):
+    """Each pass starts at the position that the datamodule knows and goes to the end of that epoch.
+
+    Lightning warns about loaders that cannot tell their state; this one's lives in the datamodule, since
+    Lightning saves a loader's state only after it fetched a batch ahead.
+    """
+
+    def __init__(
+        self,
+        dataset: PairDataset,
+        *,
+        sampler: PlannedBatchSampler,
+        position: Callable[[], int],
+        **options: Any,
+    ):
+        self._planned_sampler, self._position = sampler, position
+        super().__init__(dataset, batch_sampler=sampler, collate_fn=_already_a_batch, **options)
+
+    def __iter__(self) -> Any:
+        self._planned_sampler.seek(self._position())
+        return super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore: see the class."""
+
+
+class _PlannedDataModule(L.LightningDataModule):
+    """What the two datamodules share: the planned loader and its position in the endless order."""
+
+    train_set: PairDataset
+
+    def __init__(
+        self, *, global_batch_size: int, epoch_samples: int | None, num_workers: int, starter: str | None
+    ) -> None:
+        super().__init__()
+        if global_batch_size < 1:
+            raise ValueError(f"data.global_batch_size={global_batch_size}: expected at least 1")
+        self.global_batch_size = global_batch_size
+        self.epoch_samples = epoch_samples
+        self.num_workers = num_workers
+        self.starter = starter
+        # Position and step where this run's batch size came into force.
+        self._base_position = self._base_step = 0
+        self._restored_fingerprint: str | None = None
+
+    def prepare_data(self) -> None:
+        if self.starter is not None:
+            ensure_starter(self.starter)
+
+    @property
+    def position(self) -> int:
+        """Samples of the endless order that are trained so far, over all ranks."""
+        step = self.trainer.global_step if self.trainer is not None else 0
+        return self._base_position + (step - self._base_step) * self.global_batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self.trainer is not None
+        return {
+            "epoch": self.trainer.current_epoch,
+            "position": self.position,
+            "step": self.trainer.global_step,
+            "fingerprint": self.train_set.plan.fingerprint,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._base_position, self._base_step = state_dict["position"], state_dict["step"]
+        if state_dict["fingerprint"] != self.train_set.plan.fingerprint:
+            raise ValueError(
+                "the checkpoint was made on other data: its sources, their weights, sample counts or data.seed "
+                "differ from this run's. Resume with the data of the first start, or start a new run"
+            )
+
+    def train_dataloader(self) -> PlannedLoader:
+        sampler = PlannedBatchSampler(
+            plan=self.train_set.plan,
+            global_batch_size=self.global_batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            epoch_samples=self.epoch_samples,
+        )
+        return PlannedLoader(
+            self.train_set,
+            sampler=sampler,
+            position=lambda: self.position,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            multiprocessing_context="forkserver" if self.num_workers > 0 else None,
+        )
+
+
+class TextPairData(_PlannedDataModule):
+    """Parallel text for stage one.
+
+    Args:
+        parallel_texts: sources, each ``{urls, weight, languages}``.
+        val_texts: sources of held-out parallel text; empty switches validation off.
+        clip: CLIP directory, for the teacher's tokenizer.
+        student: XLM-R directory, for the student's tokenizer; None takes the starter data's.
+        languages: languages to draw from beside English; None takes all that an entry has.
+        max_length: tokens of a text, special tokens included, for student and teacher.
+        starter: root of the starter data, built when it is not there; None for other data.
+    """
+
+    def __init__(
+        self,
+        *,
+        parallel_texts: Sequence[Mapping[str, Any]],
+        val_texts: Sequence[Mapping[str, Any]],
+        clip: str,
+        student: str | None,
+        starter: str | None,
+        languages: list[str] | None,
+        max_length: int,
+        global_batch_size: int,
+        epoch_samples: int | None,
+        num_workers: int,
+        seed: int,
+        max_bad_fraction: float,
+    ) -> None:
+        super().__init__(
+            global_batch_size=global_batch_size,
+            epoch_samples=epoch_samples,
+            num_workers=num_workers,
+            starter=starter,
+        )
+        self.parallel_texts, self.val_texts = parallel_texts, val_texts
+        self.clip, self.student = Path(clip), student
+        self.languages, self.max_length = languages, max_length
+        self.seed, self.max_bad_fraction = seed, max_bad_fraction
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
+        self.teacher_tokenizer = load_tokenizer(self.clip)
+        self.tokenizer = load_tokenizer(_student_directory(self.student, self.starter))
+        self.train_set = self._dataset(self.parallel_texts)
+        self.val_set = self._dataset(self.val_texts) if self.val_texts else None
+
+    def _dataset(self, sources: Sequence[Mapping[str, Any]]) -> TextPairDataset:
+        return TextPairDataset(
+            sources=[Source.from_config(source) for source in sources],
+            plan_seed=self.seed,
+            student_tokenizer=self.tokenizer,
+            teacher_tokenizer=self.teacher_tokenizer,
+            max_length=self.max_length,
+            languages=self.languages,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        if self.val_set is None:
+            return []
+        batch = max(1, self.global_batch_size // distributed.world_size())
+        own = range(distributed.rank(), self.val_set.plan.epoch_samples, distributed.world_size())
+        batches = [list(own[i : i + batch]) for i in range(0, len(own), batch)]
+        return DataLoader(self.val_set, batch_sampler=batches, collate_fn=_already_a_batch)
+
+    def check_text_towers(self, *, student: Any, teacher: Any) -> None:
+        """Raise ValueError when a tokenizer has ids that its tower has no embedding for."""
+        _check_vocabulary(self.tokenizer, student, "student")
+        _check_vocabulary(self.teacher_tokenizer, teacher, "teacher")
+        for name, config, reserved in (
+            ("student", student, student.pad_token_id + 1),
+            ("teacher", teacher, 0),
+        ):
+            if self.max_length > config.max_position_embeddings - reserved:
+                raise ValueError(
+                    f"data.max_length={self.max_length}, but the {name} reads at most "
+                    f"{config.max_position_embeddings - reserved} tokens"
+                )
+
+
+class ImageTextData(_PlannedDataModule):
+    """Image-text pairs for stage two.
+
+    Args:
+        image_texts: sources, each ``{urls, weight, languages}``.
+        model: model directory whose tokenizer and image transform are used.
+        tokenizer: directory of a tokenizer, and ``image_size`` the side of a square picture, where there is
+            no model directory yet.
+        languages: sampling weight of each caption language; None draws evenly from what a sample has.
+        augment: fields of :class:`~altclip_train.processing.Augmentation`; None trains on the deterministic
+            evaluation transform.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_texts: Sequence[Mapping[str, Any]],
+        model: str | None,
+        tokenizer: str | None,
+        image_size: int | None,
+        starter: str | None,
+        languages: dict[str, float] | None,
+        augment: dict[str, Any] | None,
+        max_length: int,
+        global_batch_size: int,
+        epoch_samples: int | None,
+        num_workers: int,
+        seed: int,
+        max_bad_fraction: float,
+    ) -> None:
+        super().__init__(
+            global_batch_size=global_batch_size,
+            epoch_samples=epoch_samples,
+            num_workers=num_workers,
+            starter=starter,
+        )
+        self.image_texts, self.model = image_texts, model
+        self.tokenizer_directory, self.image_size = tokenizer, image_size
+        self.languages, self.augment, self.max_length = languages, augment, max_length
+        self.seed, self.max_bad_fraction = seed, max_bad_fraction
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
+        tokenizer = self.tokenizer_directory or self.model
+        if tokenizer is None:
+            raise ValueError("data.tokenizer and data.model are both null: give the directory of a tokenizer")
+        self.tokenizer = load_tokenizer(tokenizer)
+        if self.model is not None:
+            self.image_transform = ImageTransform.from_pretrained(self.model)
+        elif self.image_size is not None:
+            self.image_transform = ImageTransform(size=self.image_size, crop_size=self.image_size)
+        else:
+            raise ValueError("data.image_size and data.model are both null: give the side of the pictures")
+        self.train_set = ImageTextDataset(
+            sources=[Source.from_config(source) for source in self.image_texts],
+            plan_seed=self.seed,
+            tokenizer=self.tokenizer,
+            image_transform=self.image_transform,
+            augmentation=Augmentation(**self.augment) if self.augment is not None else None,
+            languages=self.languages,
+            max_length=self.max_length,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+    def check_towers(self, config: Any) -> None:
+        """Raise ValueError when tokenizer or picture size do not fit the towers."""
+        _check_vocabulary(self.tokenizer, config.text_config, "text")
+        if self.image_transform.crop_size != config.vision_config.image_size:
+            raise ValueError(
+                f"pictures are {self.image_transform.crop_size} pixels wide, but the image tower takes "
+                f"{config.vision_config.image_size}: set data.image_size={config.vision_config.image_size}"
+            )
+
+
+def _student_directory(student: str | None, starter: str | None) -> Path:
+    if student is not None:
+        return Path(student)
+    if starter is not None:
+        return Path(starter) / "tokenizer"
+    raise ValueError("student=null and data.starter=null: give student=DIR, a directory with a sentencepiece model")
+
+
+def _check_vocabulary(tokenizer: XLMRTokenizer | CLIPTokenizer, config: Any, tower: str) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the {tower} tower has {config.vocab_size} embeddings, but its tokenizer has {tokenizer.vocab_size} "
+            f"entries: set the tower's vocab_size to {tokenizer.vocab_size}, or use the tokenizer it was made with"
+        )
+
+
+def _already_a_batch(batch: Any) -> Any:
+    return batch

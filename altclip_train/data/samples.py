@@ -1,0 +1,207 @@
+"""Bytes of one sample to captions and a picture, with every damage turned into a named reason.
+
+Only json, txt, jpg, jpeg, png and webp members are ever looked at, and nothing is unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections import Counter
+from functools import lru_cache
+
+from PIL import Image
+from PIL.JpegImagePlugin import jpeg_factory
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+MAX_PIXELS = 50_000_000
+MAX_CAPTION_BYTES = 1 << 20  # of all captions of a sample
+MAX_CAPTION_CHARACTERS = 20_000
+
+# Two-letter codes with region, script or variant; three-letter ones for languages that have no shorter code.
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
+_OTHER_CODES = {"cn": "zh", "jp": "ja"}
+_NOT_LANGUAGES = {"key", "url"}  # three-letter metadata of crawled samples
+
+
+class BadSample(Exception):  # noqa: N818 the fault is the data's
+    """A sample that cannot be used: ``reason`` is a short code, ``detail`` says more for a person."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@lru_cache(maxsize=4096)
+def normalize_language(code: str) -> str | None:
+    """BCP-47 spelling of a code (``zh``, ``zh-Hant``, ``pt-BR``) or None; cn is zh, jp is ja."""
+    parts = code.lower().replace("_", "-")
+    if not _LANGUAGE.fullmatch(parts) or parts in _NOT_LANGUAGES:
+        return None
+    language, *subtags = parts.split("-")
+    spelled = [tag.title() if len(tag) == 4 else tag.upper() if len(tag) == 2 else tag for tag in subtags]
+    return "-".join([_OTHER_CODES.get(language, language), *spelled])
+
+
+def is_caption_field(field: str) -> bool:
+    return field in ("json", "txt") or (field.endswith(".txt") and normalize_language(field[:-4]) is not None)
+
+
+def is_image_field(field: str) -> bool:
+    return field in IMAGE_FIELDS
+
+
+def is_image_text_field(field: str) -> bool:
+    return is_image_field(field) or is_caption_field(field)
+
+
+def decode_captions(fields: dict[str, bytes], *, default_language: str | None) -> dict[str, list[str]]:
+    """Captions by language, from ``<lang>.txt`` and ``txt`` (one per line), else from ``json``.
+
+    A ``txt`` is in ``default_language``. Beside texts a json is a crawler's metadata and not read; of one
+    that is read, only keys that are language codes and hold text count. Raises BadSample.
+    """
+    captions: dict[str, list[str]] = {}
+    for field, data in fields.items():
+        language = normalize_language(field[:-4]) if field.endswith(".txt") else None
+        if language is not None:
+            _add(captions, language, _lines(field, data), field)
+    if "txt" in fields and default_language is not None and default_language not in captions:
+        _add(captions, default_language, _lines("txt", fields["txt"]), "txt")
+    if not captions and "json" in fields:
+        for key, value in _json_object(fields["json"]).items():
+            language = normalize_language(key)
+            if language is not None and isinstance(value, str | list):
+                _add(captions, language, [value] if isinstance(value, str) else value, f"json key {key!r}")
+    if not captions and "txt" in fields:
+        raise BadSample("caption_language", "txt is in no known language: give its source `languages` with just one")
+    if not captions:
+        raise BadSample("caption_missing", f"members: {', '.join(fields) or 'none'}")
+    return captions
+
+
+def _add(captions: dict[str, list[str]], language: str, texts: list[str], origin: str) -> None:
+    if language in captions:
+        raise BadSample("caption_repeated", f"{origin} gives {language!r} a second time")
+    captions[language] = [_checked(text, origin) for text in texts]
+    if not texts:
+        raise BadSample("caption_empty", origin)
+
+
+def _checked(text: object, origin: str) -> str:
+    if not isinstance(text, str):
+        raise BadSample("caption_type", f"{origin} holds {type(text).__name__}, expected text")
+    text = text.strip()
+    if not text:
+        raise BadSample("caption_empty", origin)
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        raise BadSample("caption_long", f"{origin} has {len(text)} characters, limit {MAX_CAPTION_CHARACTERS}")
+    if "\0" in text:
+        raise BadSample("caption_encoding", f"{origin} holds a NUL character")
+    try:
+        text.encode()  # JSON can smuggle in lone surrogates, at which tokenizers break
+    except UnicodeEncodeError as error:
+        raise BadSample("caption_encoding", f"{origin}: {error}") from None
+    return text
+
+
+def _lines(field: str, data: bytes) -> list[str]:
+    return [line for line in _text(field, data).splitlines() if line.strip()]
+
+
+def _text(field: str, data: bytes) -> str:
+    if len(data) > MAX_CAPTION_BYTES:
+        raise BadSample("caption_long", f"{field} has {len(data)} bytes, limit {MAX_CAPTION_BYTES}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample("caption_encoding", f"{field}: {error}") from None
+
+
+def _json_object(data: bytes) -> dict[str, object]:
+    text = _text("json", data)  # json.loads(bytes) would let invalid UTF-8 pass
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("caption_json", str(error)) from None
+    if not isinstance(value, dict):
+        raise BadSample("caption_json", f"a {type(value).__name__}, expected an object of language: text")
+    return value
+
+
+def decode_image(fields: dict[str, bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture of a sample, in its own mode, fully decoded; what it is decides its content, not its name.
+
+    Raises BadSample; for more than ``max_pixels`` before anything is decoded.
+    """
+    data = next((fields[name] for name in IMAGE_FIELDS if name in fields), None)
+    if data is None:
+        raise BadSample("image_missing", f"members: {', '.join(fields) or 'none'}; keys must not contain dots")
+    # The plugins are called by name since Image.open would warn of large pictures before their size is known.
+    if data.startswith(b"\xff\xd8\xff"):
+        open_image = jpeg_factory
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        open_image = PngImageFile
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        open_image = WebPImageFile
+    else:
+        raise BadSample("image_type", f"neither JPEG, PNG nor WebP: it begins with {data[:16]!r}")
+    try:
+        image = open_image(io.BytesIO(data))
+        width, height = image.size
+        if width * height <= max_pixels:
+            image.load()
+    except Exception as error:  # decoders raise errors of many types on damaged data
+        raise BadSample("image_damaged", f"{type(error).__name__}: {error}") from error
+    if width * height > max_pixels:
+        raise BadSample("image_pixels", f"{width}x{height} pixels, limit {max_pixels}")
+    return image
+
+
+class SkipCounter:
+    """Counts samples seen and skipped, and stops a run that skips more than ``max_fraction`` of them.
+
+    Below 20 samples, and within three standard deviations above the limit, chance is given the benefit.
+    """
+
+    def __init__(self, max_fraction: float) -> None:
+        if not 0 <= max_fraction <= 1:
+            raise ValueError(f"max_bad_fraction={max_fraction}: it is a fraction, from 0 to 1")
+        self.max_fraction = max_fraction
+        self.seen = 0
+        self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    @property
+    def skipped(self) -> int:
+        return self.reasons.total()
+
+    def good(self) -> None:
+        self.seen += 1
+
+    def bad(self, error: BadSample, where: str) -> None:
+        """Count a skipped sample. Raises ValueError with all reasons when there are too many."""
+        self.seen += 1
+        self.reasons[error.reason] += 1
+        self.examples.setdefault(error.reason, f"{where}: {error.detail}" if error.detail else where)
+        expected = self.max_fraction * self.seen
+        if self.seen >= 20 and self.skipped > expected + 3 * math.sqrt(expected * (1 - self.max_fraction)):
+            raise ValueError(self.summary())
+
+    def summary(self) -> str:
+        lines = [
+            f"  {reason}: {count}, such as {self.examples[reason]}" for reason, count in self.reasons.most_common()
+        ]
+        head = (
+            f"{self.skipped} of {self.seen} samples cannot be used, more than "
+            f"max_bad_fraction={self.max_fraction} allows; mend the data or raise it:"
+        )
+        return "\n".join([head, *lines])

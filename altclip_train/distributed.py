@@ -1,0 +1,105 @@
+"""The only module that talks to torch.distributed.
+
+All functions take an optional process group; without an initialised process group they act as one rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup | None
+
+
+def is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size(group: Group = None) -> int:
+    return dist.get_world_size(group) if is_initialized() else 1
+
+
+def rank(group: Group = None) -> int:
+    return dist.get_rank(group) if is_initialized() else 0
+
+
+def barrier(group: Group = None) -> None:
+    if is_initialized():
+        dist.barrier(group)
+
+
+def all_reduce_sum(tensor: Tensor, group: Group = None) -> Tensor:
+    """Sum of ``tensor`` over ranks, as a new tensor without gradient."""
+    result = tensor.detach().clone()
+    if world_size(group) > 1:
+        dist.all_reduce(result, group=group)
+    return result
+
+
+def all_reduce_max(tensor: Tensor, group: Group = None) -> Tensor:
+    """Maximum of ``tensor`` over ranks, as a new tensor without gradient."""
+    result = tensor.detach().clone()
+    if world_size(group) > 1:
+        dist.all_reduce(result, dist.ReduceOp.MAX, group=group)
+    return result
+
+
+def row_counts(rows: int, device: torch.device, group: Group = None) -> list[int]:
+    """Number of rows that each rank holds; ranks may hold unequal numbers."""
+    if world_size(group) == 1:
+        return [rows]
+    counts = torch.empty(world_size(group), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(counts, torch.tensor([rows], device=device), group=group)
+    return counts.tolist()
+
+
+def all_gather_rows(tensor: Tensor, counts: list[int], group: Group = None) -> Tensor:
+    """Concatenate each rank's rows in rank order: (B, ...) -> (G, ...), without gradient.
+
+    ``counts`` are the ranks' row counts from :func:`row_counts`. Shorter ranks are padded for the
+    collective, since NCCL gathers equal shapes only, and the padding is cut off again.
+    """
+    tensor = tensor.detach()
+    if len(counts) == 1:
+        return tensor
+    longest = max(counts)
+    padded = tensor.new_zeros(longest, *tensor.shape[1:])
+    padded[: tensor.shape[0]] = tensor
+    gathered = tensor.new_empty(len(counts) * longest, *tensor.shape[1:])
+    dist.all_gather_into_tensor(gathered, padded, group=group)
+    if min(counts) == longest:
+        return gathered
+    return torch.cat([gathered[i * longest : i * longest + n] for i, n in enumerate(counts)])
+
+
+def broadcast_object(value: Any, group: Group = None) -> Any:
+    """Rank 0's ``value`` on every rank."""
+    if world_size(group) == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
+class _GlobalMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local_sum: Tensor, local_count: int, group: Group) -> Tensor:
+        totals = all_reduce_sum(torch.stack([local_sum, local_sum.new_tensor(float(local_count))]), group)
+        ctx.scale = world_size(group) / totals[1]
+        return totals[0] / totals[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return grad_outputs[0] * ctx.scale, None, None
+
+
+def global_mean(local_sum: Tensor, local_count: int, group: Group = None) -> Tensor:
+    """Mean over all ranks of what each summed up locally; ranks may hold unequal counts.
+
+    Every rank returns the global value. Its backward yields world_size x d(mean)/d(local), so that the
+    average which DDP and FSDP take over ranks is the exact gradient of the global mean.
+    """
+    return _GlobalMean.apply(local_sum, local_count, group)

@@ -1,0 +1,104 @@
+"""Benchmarks during training: the same objects that the evaluation command runs, on the model as it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, cast
+
+import lightning as L
+from torch import Tensor
+
+from altclip_train import distributed
+from altclip_train.evaluation.benchmarks import Benchmark
+from altclip_train.evaluation.encoder import Encoder
+from altclip_train.evaluation.results import BenchmarkResult
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class EvaluatedModule(Protocol):
+    """What a stage offers to be evaluated."""
+
+    image_tower_locked: bool  # image features of one picture are the same throughout training
+
+    def evaluation_encoder(self) -> Encoder | None: ...
+
+
+class BenchmarkCallback(L.Callback):
+    """Runs benchmarks every ``every_n_steps`` optimizer steps and at the end of training.
+
+    Rank 0 evaluates while the others wait. Metrics are logged as ``<benchmark>/<language>/<metric>``. With a
+    locked image tower every picture is encoded once in the whole run.
+
+    Args:
+        benchmarks: by any name; their own ``name`` is the one in the log.
+        every_n_steps: None evaluates at the end only.
+    """
+
+    def __init__(self, *, benchmarks: Mapping[str, Benchmark], every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: expected at least 1, or null for the end only")
+        self.benchmarks = list(benchmarks.values())
+        self.every_n_steps = every_n_steps
+        self.results: list[BenchmarkResult] = []  # of the latest evaluation, the same on every rank
+        self._image_features: dict[str, Tensor] = {}
+        self._evaluated_step = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        # A benchmark that cannot be read stops the run here rather than after hours of training.
+        _on_rank_zero(self._prepare)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        step = trainer.global_step
+        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step > self._evaluated_step:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step > self._evaluated_step:
+            self._evaluate(trainer, pl_module)
+
+    def _prepare(self) -> None:
+        for benchmark in self.benchmarks:
+            benchmark.prepare()
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._evaluated_step = trainer.global_step
+        module = cast(EvaluatedModule, pl_module)
+        self.results = _on_rank_zero(lambda: self._run(module))
+        for result in self.results:
+            for destination in trainer.loggers:
+                destination.log_metrics(result.flat_metrics(), step=trainer.global_step)
+            logger.info("step %d, %s", trainer.global_step, result.summary())
+
+    def _run(self, module: EvaluatedModule) -> list[BenchmarkResult]:
+        encoder = module.evaluation_encoder()
+        if encoder is None:
+            return []
+        encoder.image_cache = self._image_features if module.image_tower_locked else None
+        return [result for benchmark in self.benchmarks for result in benchmark.evaluate(encoder)]
+
+
+def _on_rank_zero(function: Callable[[], T]) -> T:
+    """What ``function`` returns on rank 0, on every rank; when it raises there, every rank raises."""
+    value, error = None, None
+    if distributed.rank() == 0:
+        try:
+            value = function()
+        except Exception as caught:  # else the other ranks would wait for rank 0 until their time limit
+            error = caught
+    value, failure = distributed.broadcast_object((value, repr(error) if error else None))
+    if error is not None:
+        raise error
+    if failure is not None:
+        raise RuntimeError(f"the evaluation on rank 0 failed with {failure}")
+    return value

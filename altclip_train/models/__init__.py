@@ -1,0 +1,45 @@
+"""The towers, the whole models, and how they are read, written and put together."""
+
+from altclip_train.models.altclip import (
+    AltCLIPModel,
+    AltCLIPOutput,
+    CLIPModel,
+    assemble_altclip,
+    build_clip,
+    build_text_student,
+    load_clip_text,
+    load_model,
+    pack_padded,
+)
+from altclip_train.models.clip_text import CLIPTextModel
+from altclip_train.models.config import (
+    AltCLIPConfig,
+    AltCLIPTextConfig,
+    AltCLIPVisionConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+)
+from altclip_train.models.vision import AltCLIPVisionModel
+from altclip_train.models.xlm_roberta import AltCLIPTextModel
+
+__all__ = [
+    "AltCLIPConfig",
+    "AltCLIPModel",
+    "AltCLIPOutput",
+    "AltCLIPTextConfig",
+    "AltCLIPTextModel",
+    "AltCLIPVisionConfig",
+    "AltCLIPVisionModel",
+    "CLIPConfig",
+    "CLIPModel",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "CLIPVisionConfig",
+    "assemble_altclip",
+    "build_clip",
+    "build_text_student",
+    "load_clip_text",
+    "load_model",
+    "pack_padded",
+]

@@ -1,0 +1,74 @@
+"""Parameter groups and learning-rate schedules, shared by both stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Callable[..., LambdaLR]
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay; biases, norms and scalars (logit_scale) do not.
+
+    Raises ValueError when nothing is trainable.
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("no parameter is trainable: every tower is locked; unlock one in stage.locked")
+    decayed = [p for p in trainable if p.ndim >= 2]
+    others = [p for p in trainable if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def warmup_linear(optimizer: Optimizer, *, total_steps: int, warmup_steps: int) -> LambdaLR:
+    """Linear warm-up from 0 over ``warmup_steps``, then linear decay to 0 at ``total_steps``."""
+    _check_steps(total_steps, warmup_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return max(0.0, (total_steps - step) / (total_steps - warmup_steps))
+
+    return LambdaLR(optimizer, factor)
+
+
+def warmup_cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int) -> LambdaLR:
+    """Linear warm-up from 0 over ``warmup_steps``, then half a cosine down to 0 at ``total_steps``."""
+    _check_steps(total_steps, warmup_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def configure_optimizers(
+    module: nn.Module,
+    *,
+    optimizer: Callable[..., Optimizer],
+    schedule: Schedule,
+    weight_decay: float,
+    total_steps: int,
+) -> dict[str, Any]:
+    """Complete a stage's partial optimizer and schedule, in the form that Lightning expects."""
+    built = optimizer(parameter_groups(module, weight_decay))
+    scheduler = schedule(built, total_steps=total_steps)
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _check_steps(total_steps: int, warmup_steps: int) -> None:
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            f"stage.schedule.warmup_steps={warmup_steps} must be smaller than the {total_steps} steps of the run: "
+            "lower it, or raise trainer.max_epochs or trainer.max_steps"
+        )

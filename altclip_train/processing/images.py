@@ -1,0 +1,230 @@
+"""Pictures to the pixel values that CLIP's image tower was trained on.
+
+Resize the shortest edge (bicubic), crop the centre, scale to [0, 1], normalise: AltCLIP's and CLIP's
+preprocessor_config.json. Values equal those of `transformers`' Pillow image processor for 8-bit pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHITE = (255, 255, 255, 255)
+# Above this many times the crop, the part of a very long picture that the crop discards is never computed.
+_LONGEST_EDGE_IN_CROPS = 16
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright 8-bit RGB picture of any Pillow mode.
+
+    Transparent parts show white; EXIF rotation is applied; an animation is its first frame.
+    Greys of more than 8 bits are scaled by their range, where Pillow's own conversion cuts them off at white:
+    16-bit by 65535; integer and float pictures by the smallest of 1 (float), 255, 65535 or their maximum
+    that holds all values.
+    """
+    image = _upright(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _grey_levels(image).convert("RGB")
+    if image.mode in ("La", "RGBa"):  # alpha already multiplied into the colours
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except (SyntaxError, struct.error, ValueError, TypeError, OSError):
+        return image  # damaged EXIF, all that Pillow raises for it, does not make the picture useless
+    if orientation not in _TURNS:
+        return image
+    # Not ImageOps.exif_transpose, which fails where it cannot write the other EXIF fields back.
+    upright = image.transpose(_TURNS[orientation])
+    # The tag is a copy in `info` and would turn the picture a second time.
+    upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    return upright
+
+
+def _grey_levels(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)  # (H, W)
+    highest = float(values.max(initial=0.0))
+    if image.mode.startswith("I;16"):
+        full = 65535.0
+    else:
+        ranges = ([1.0] if image.mode == "F" else []) + [255.0, 65535.0]
+        full = next((limit for limit in ranges if highest <= limit), highest)
+    return Image.fromarray(np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8))
+
+
+class ImageTransform:
+    """Resize, centre crop and normalise a picture to a (3, R, R) float32 tensor, R = ``crop_size``."""
+
+    def __init__(
+        self,
+        *,
+        size: int | tuple[int, int],
+        crop_size: int,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        resample: int = Image.Resampling.BICUBIC,
+    ) -> None:
+        """``size`` is the shortest edge after the resize, or the exact (height, width).
+
+        Raises ValueError for sizes below 1 and for a mean or std that has not three values.
+        """
+        if min(size if isinstance(size, tuple) else (size,)) < 1 or crop_size < 1:
+            raise ValueError(f"size={size} and crop_size={crop_size} must be at least 1 pixel")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean={mean} and std={std} must have three values, those of std above 0")
+        self.size = size
+        self.crop_size = crop_size
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.resample = Image.Resampling(resample)
+        # A table of all 256 values per channel rounds as (x / 255 - mean) / std in float32 does, which one
+        # fused multiply-add would not.
+        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+        mean32, std32 = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        self._table = ((scaled[None] - mean32[:, None]) / std32[:, None]).astype(np.float32)  # (3, 256)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Pixel values (3, R, R) float32 of a picture of any mode and size."""
+        pixels = np.asarray(self._crop(self._resize(to_rgb(image))))  # (R, R, 3)
+        values = np.empty((3, self.crop_size, self.crop_size), np.float32)
+        for channel in range(3):
+            np.take(self._table[channel], pixels[:, :, channel], out=values[channel], mode="clip")
+        return torch.from_numpy(values)
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after the resize, the longer edge rounded down. ValueError for no pixels."""
+        if min(width, height) < 1:
+            raise ValueError(f"a picture of {width} x {height} pixels has no content")
+        if isinstance(self.size, tuple):
+            return self.size[1], self.size[0]
+        longer = int(self.size * max(width, height) / min(width, height))
+        return (self.size, longer) if width <= height else (longer, self.size)
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        width, height = self.resized_size(*image.size)
+        if (width, height) == image.size:
+            return image
+        limit = _LONGEST_EDGE_IN_CROPS * self.crop_size
+        if max(width, height) <= limit:
+            return image.resize((width, height), self.resample)
+        left, right = _middle(width, self.crop_size)
+        top, bottom = _middle(height, self.crop_size)
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, right * across, bottom * down)
+        return image.resize((right - left, bottom - top), self.resample, box=box)
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        crop = self.crop_size
+        if image.size == (crop, crop):
+            return image
+        # A picture below the crop size gets a black border, the odd pixel on the left and top.
+        left, top = ((edge - crop) // 2 if edge >= crop else -math.ceil((crop - edge) / 2) for edge in image.size)
+        return image.crop((left, top, left + crop, top + crop))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write preprocessor_config.json as CLIP's image processor reads it."""
+        size = self.size
+        settings = {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": size[0], "width": size[1]} if isinstance(size, tuple) else {"shortest_edge": size},
+            "resample": int(self.resample),
+            "do_center_crop": True,
+            "crop_size": {"height": self.crop_size, "width": self.crop_size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(settings, indent=2) + "\n"
+        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> ImageTransform:
+        """Read preprocessor_config.json, else the image part of transformers 5's processor_config.json.
+
+        Raises FileNotFoundError without it, ValueError for a step or size that this transform lacks.
+        """
+        path, settings = _read_settings(Path(directory))
+        for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+            if not settings.get(step, True):
+                raise ValueError(f"{path}: {step} is false, only CLIP's full preprocessing is supported")
+        factor = settings.get("rescale_factor", 1 / 255)
+        if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+            raise ValueError(f"{path}: rescale_factor is {factor}, expected 1/255")
+        return cls(
+            size=_read_size(path, settings.get("size", 224)),
+            crop_size=_read_crop(path, settings.get("crop_size", 224)),
+            mean=settings.get("image_mean", CLIP_MEAN),
+            std=settings.get("image_std", CLIP_STD),
+            resample=settings.get("resample", Image.Resampling.BICUBIC),
+        )
+
+
+def _read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        return path, json.loads(path.read_text(encoding="utf-8"))
+    combined = folder / "processor_config.json"
+    if combined.is_file():
+        settings = json.loads(combined.read_text(encoding="utf-8"))
+        if "image_processor" in settings:
+            return combined, settings["image_processor"]
+    raise FileNotFoundError(f"no {path}: copy the preprocessor_config.json of the CLIP model there")
+
+
+def _middle(edge: int, crop: int) -> tuple[int, int]:
+    start = max(0, (edge - crop) // 2)
+    return start, min(edge, start + crop)
+
+
+def _read_size(path: Path, value: Any) -> int | tuple[int, int]:
+    if isinstance(value, int):  # the format of CLIP's first published directories
+        return value
+    if isinstance(value, dict) and set(value) == {"shortest_edge"}:
+        return value["shortest_edge"]
+    if isinstance(value, dict) and set(value) == {"height", "width"}:
+        return value["height"], value["width"]
+    raise ValueError(f"{path}: size is {value}, expected {{'shortest_edge': pixels}} or height and width")
+
+
+def _read_crop(path: Path, value: Any) -> int:
+    if isinstance(value, int):
+        return value
+    if isinstance(value, dict) and value.get("height") == value.get("width") and value.get("height"):
+        return value["height"]
+    raise ValueError(f"{path}: crop_size is {value}, expected equal height and width")

@@ -1,0 +1,135 @@
+"""Stage two: image-text pairs, with the image tower locked.
+
+The same stage pretrains a whole CLIP when nothing is locked and the text tower is CLIP's.
+Reference: AltCLIP (arXiv:2211.06679), contrastive learning stage; LiT (arXiv:2111.07991) for the locked tower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from altclip_train.evaluation.encoder import Encoder
+from altclip_train.losses import contrastive_loss, duplicate_share
+from altclip_train.models import AltCLIPModel, CLIPModel
+from altclip_train.optim import Schedule, configure_optimizers
+from altclip_train.processing import AltCLIPProcessor
+from altclip_train.stages.frozen import (
+    drop_from_checkpoint,
+    freeze,
+    keep_in_eval_mode,
+    restore_in_checkpoint,
+)
+from altclip_train.types import ImageTextBatch
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP (arXiv:2103.00020), section 2.5: the scale is clipped at 100
+
+
+class ContrastiveLearning(L.LightningModule):
+    """Aligns text features with image features by the exact contrastive loss of the global batch.
+
+    Args:
+        model: an AltCLIP to continue from, or a CLIP.
+        locked: names of the model's parts that stay as they are.
+        positives: "pairs" takes each pair as the only positive of its row; "captions" also takes pairs whose
+            caption is the same.
+        optimizer: takes parameter groups. schedule: takes the optimizer and ``total_steps``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: AltCLIPModel | CLIPModel,
+        locked: Sequence[str],
+        positives: str,
+        optimizer: Callable[..., Optimizer],
+        schedule: Schedule,
+        weight_decay: float,
+    ) -> None:
+        super().__init__()
+        if positives not in ("pairs", "captions"):
+            raise ValueError(f"stage.positives={positives!r}: expected 'pairs' or 'captions'")
+        parts = {name for name, _ in [*model.named_children(), *model.named_parameters(recurse=False)]}
+        if unknown := set(locked) - parts:
+            raise ValueError(f"stage.locked names {sorted(unknown)}; the model's parts are {sorted(parts)}")
+        self.model = model
+        self.locked = list(locked)
+        self.positives = positives
+        self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
+        freeze(self._locked_modules())
+        for name in self.locked:
+            getattr(self.model, name).requires_grad_(False)
+
+    @property
+    def image_tower_locked(self) -> bool:
+        return {"vision_model", "visual_projection"} <= set(self.locked)
+
+    def training_step(self, batch: ImageTextBatch) -> Tensor:
+        image_features = F.normalize(self.encode_image(batch.pixel_values).float(), dim=-1)  # (B, D)
+        text_features = F.normalize(self.model.encode_text(batch.text).float(), dim=-1)  # (B, D)
+        ids = batch.caption_ids if self.positives == "captions" else None
+        loss = contrastive_loss(image_features, text_features, self.model.logit_scale, ids=ids)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/logit_scale", self.model.logit_scale.exp())
+        self.log("train/duplicate_captions", duplicate_share(batch.caption_ids))
+        return loss
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """Projected image features, (B, 3, R, R) -> (B, D); without graph where the tower is locked."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.image_tower_locked):
+            return self.model.encode_image(pixel_values)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        # In place and after the optimizer's step: the gradient of the clamp itself must not matter.
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def configure_optimizers(self) -> Any:
+        return configure_optimizers(
+            self.model,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+        )
+
+    def on_fit_start(self) -> None:
+        self.trainer.datamodule.check_towers(self.model.config)  # type: ignore[attr-defined]
+
+    def train(self, mode: bool = True) -> ContrastiveLearning:
+        super().train(mode)
+        keep_in_eval_mode(self._locked_modules())
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        drop_from_checkpoint(checkpoint, self._locked_prefixes())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        restore_in_checkpoint(checkpoint, self, self._locked_prefixes())
+
+    @property
+    def processor(self) -> AltCLIPProcessor:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return AltCLIPProcessor(data.image_transform, data.tokenizer)
+
+    def evaluation_encoder(self) -> Encoder:
+        return Encoder(self.model, self.processor)
+
+    def save_model(self, directory: Path) -> None:
+        self.model.save_pretrained(directory)
+        self.processor.save_pretrained(directory)
+
+    def _locked_modules(self) -> list[nn.Module]:
+        parts = [getattr(self.model, name) for name in self.locked]
+        return [part for part in parts if isinstance(part, nn.Module)]
+
+    def _locked_prefixes(self) -> list[str]:
+        return [f"model.{name}" for name in self.locked]

@@ -1,0 +1,124 @@
+"""Stage one: the student learns to reproduce the frozen CLIP text teacher from parallel text, without images.
+
+Reference: AltCLIP (arXiv:2211.06679), teacher learning stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from altclip_train.evaluation.encoder import Encoder
+from altclip_train.losses import distillation_loss
+from altclip_train.models import (
+    AltCLIPModel,
+    CLIPTextModel,
+    assemble_altclip,
+    build_text_student,
+    load_clip_text,
+)
+from altclip_train.optim import Schedule, configure_optimizers
+from altclip_train.processing import AltCLIPProcessor, ImageTransform
+from altclip_train.stages.frozen import (
+    drop_from_checkpoint,
+    freeze,
+    keep_in_eval_mode,
+    restore_in_checkpoint,
+)
+from altclip_train.types import TextPairBatch
+
+
+class TeacherLearning(L.LightningModule):
+    """Distils the text tower of a CLIP into a multilingual student.
+
+    Args:
+        clip: directory of the CLIP whose text tower teaches and whose image tower the result keeps.
+        student: directory of an XLM-R (or AltCLIP) to start from; None starts from random weights.
+        text: fields of the student's configuration, used where ``student`` gives none.
+        optimizer: takes parameter groups. schedule: takes the optimizer and ``total_steps``.
+    """
+
+    image_tower_locked = True
+
+    def __init__(
+        self,
+        *,
+        clip: str,
+        student: str | None,
+        text: Mapping[str, Any],
+        optimizer: Callable[..., Optimizer],
+        schedule: Schedule,
+        weight_decay: float,
+    ) -> None:
+        super().__init__()
+        self.clip = Path(clip)
+        self.teacher: CLIPTextModel = load_clip_text(clip)
+        self.student = build_text_student(student=student, project_dim=self.teacher.config.hidden_size, **dict(text))
+        self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
+        freeze([self.teacher])
+        self._assembled: AltCLIPModel | None = None
+
+    def training_step(self, batch: TextPairBatch) -> Tensor:
+        target = self.teacher.encode_packed(batch.teacher)  # (B, W)
+        student = self.student.encode_packed(batch.student)  # (2B, W)
+        # Both the drawn language and English learn the teacher's vector of the entry's English, 1:1.
+        loss = distillation_loss(student, target.repeat(2, 1))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: TextPairBatch) -> None:
+        target = self.teacher.encode_packed(batch.teacher)  # (B, W)
+        other, english = self.student.encode_packed(batch.student).chunk(2)  # (B, W) each
+        for name, student in (("other", other), ("english", english)):
+            cosine = F.cosine_similarity(student.float(), target.float())  # (B,)
+            self.log(f"val/{name}_cosine", cosine.mean(), batch_size=len(target), sync_dist=True)
+            mse = F.mse_loss(student.float(), target.float())
+            self.log(f"val/{name}_mse", mse, batch_size=len(target), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        return configure_optimizers(
+            self.student,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+        )
+
+    def on_fit_start(self) -> None:
+        self.trainer.datamodule.check_text_towers(student=self.student.config, teacher=self.teacher.config)  # type: ignore[attr-defined]
+
+    def train(self, mode: bool = True) -> TeacherLearning:
+        super().train(mode)
+        keep_in_eval_mode([self.teacher])
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        drop_from_checkpoint(checkpoint, ["teacher."])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        restore_in_checkpoint(checkpoint, self, ["teacher."])
+
+    @property
+    def processor(self) -> AltCLIPProcessor:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return AltCLIPProcessor(ImageTransform.from_pretrained(self.clip), data.tokenizer)
+
+    def assemble(self) -> AltCLIPModel:
+        """The whole AltCLIP: image tower, projections and logit_scale of the CLIP around this student."""
+        if self._assembled is None:
+            # Held in a tuple so that the image tower does not become part of this module.
+            self._assembled = assemble_altclip(self.clip, self.student)
+        return self._assembled
+
+    def evaluation_encoder(self) -> Encoder:
+        return Encoder(self.assemble().to(self.device), self.processor)
+
+    def save_model(self, directory: Path) -> None:
+        self.assemble().save_pretrained(directory)
+        self.processor.save_pretrained(directory)

@@ -1,0 +1,16 @@
+"""What surrounds the stages while they train: runs, checkpoints, metrics, progress."""
+
+from altclip_train.training.checkpoints import AtomicCheckpointIO
+from altclip_train.training.metrics_csv import MetricsCSV
+from altclip_train.training.progress import Throughput, TrainingProgress
+from altclip_train.training.session import TrainingRun, register_resolvers, run_main
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "MetricsCSV",
+    "Throughput",
+    "TrainingProgress",
+    "TrainingRun",
+    "register_resolvers",
+    "run_main",
+]

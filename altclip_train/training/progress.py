@@ -1,0 +1,141 @@
+"""Progress bar and throughput: loss, samples/s, real tokens/s, time spent waiting for data, time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from altclip_train.types import ImageTextBatch, TextPairBatch
+
+
+class Throughput(L.Callback):
+    """Logs samples/s and real tokens/s of all ranks, and the share of time spent waiting for data."""
+
+    def __init__(self, *, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self._reset()
+        self._batch_end = self._batch_start = time.perf_counter()
+
+    def _reset(self) -> None:
+        self.samples = self.tokens = 0
+        self.waiting = self.working = 0.0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._batch_end = time.perf_counter()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._batch_start = time.perf_counter()
+        self.waiting += self._batch_start - self._batch_end
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ARG002 - Lightning's signature
+        batch: Any,
+        *_: Any,
+    ) -> None:
+        self._batch_end = time.perf_counter()
+        self.working += self._batch_end - self._batch_start
+        self.samples += len(batch.keys)
+        self.tokens += real_tokens(batch)
+        if trainer.global_step % self.every_n_steps == 0:
+            seconds = self.waiting + self.working
+            pl_module.log_dict(
+                {
+                    "throughput/samples_per_second": self.samples * trainer.world_size / seconds,
+                    "throughput/tokens_per_second": self.tokens * trainer.world_size / seconds,
+                    "throughput/data_wait": self.waiting / seconds,
+                }
+            )
+            self._reset()
+
+
+def real_tokens(batch: TextPairBatch | ImageTextBatch) -> int:
+    """Text tokens that the trained tower reads in this batch; there is no padding to leave out."""
+    packed = batch.student if isinstance(batch, TextPairBatch) else batch.text
+    return len(packed.input_ids)
+
+
+class TrainingProgress(L.Callback):
+    """A bar over the whole run on a terminal, a plain line every ``seconds_between_lines`` elsewhere."""
+
+    def __init__(self, *, seconds_between_lines: float) -> None:
+        self.seconds_between_lines = seconds_between_lines
+        self._progress: Progress | None = None
+        self._started = self._last_line = 0.0
+        self._first_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._started = self._last_line = time.perf_counter()
+        self._first_step = trainer.global_step
+        if sys.stderr.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(
+                "training", total=_total_steps(trainer), completed=trainer.global_step, numbers=""
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        if self._progress is not None:
+            self._progress.update(self._task, completed=trainer.global_step, numbers=_numbers(trainer))
+            return
+        now, total = time.perf_counter(), _total_steps(trainer)
+        if now - self._last_line >= self.seconds_between_lines or trainer.global_step == total:
+            self._last_line = now
+            per_step = (now - self._started) / max(1, trainer.global_step - self._first_step)
+            left = f"{(total - trainer.global_step) * per_step:.0f} s left"
+            print(
+                f"step {trainer.global_step}/{total}  {_numbers(trainer)}  {left}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(self, *_: Any) -> None:
+        self._stop()
+
+    def on_exception(self, *_: Any) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _total_steps(trainer: L.Trainer) -> int:
+    return int(trainer.estimated_stepping_batches)
+
+
+def _numbers(trainer: L.Trainer) -> str:
+    shown = {
+        "train/loss": "loss {:.4f}",
+        "throughput/samples_per_second": "{:.0f} samples/s",
+        "throughput/tokens_per_second": "{:.0f} tokens/s",
+        "throughput/data_wait": "data wait {:.0%}",
+    }
+    metrics = trainer.callback_metrics
+    return "  ".join(text.format(float(metrics[name])) for name, text in shown.items() if name in metrics)

@@ -1,0 +1,105 @@
+"""Run directories: ``outputs/<experiment or stage>/<date_time>/``.
+
+A run is finished when it holds ``model/``; ``latest`` beside it then points to it. A run without ``model/``
+is unfinished and can be resumed when it holds a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+RUN_FILE = "run.json"
+
+
+@lru_cache  # Hydra resolves the run directory more than once; the date must stay the same
+def run_directory(outputs: str, name: str, resume: str | None) -> str:
+    """Directory of the run that a command starts or, with ``resume``, continues.
+
+    ``resume`` is None, "auto" (the newest unfinished run of this name, else a new one) or a run directory.
+    """
+    if resume is None:
+        return str(Path(outputs) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if resume == "auto":
+        unfinished = [run for run in _runs(Path(outputs) / name) if not is_finished(run) and newest_checkpoint(run)]
+        return str(unfinished[-1]) if unfinished else run_directory(outputs, name, None)
+    if newest_checkpoint(Path(resume)) is None:
+        raise FileNotFoundError(
+            f"resume={resume}: no checkpoint in {Path(resume) / CHECKPOINTS}; "
+            "give a run directory that holds one, or resume=auto"
+        )
+    return resume
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the highest step. Names sort by step; incomplete files carry another suffix."""
+    checkpoints = sorted((run / CHECKPOINTS).glob("*.ckpt"))
+    return checkpoints[-1] if checkpoints else None
+
+
+def is_finished(run: Path) -> bool:
+    return (run / MODEL / "config.json").is_file()
+
+
+def describe_run(run: Path, description: dict[str, Any]) -> None:
+    """Write what the run was made from beside its results."""
+    run.mkdir(parents=True, exist_ok=True)
+    temporary = run / f"{RUN_FILE}.incomplete"
+    temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, run / RUN_FILE)
+
+
+def point_latest_to(run: Path) -> None:
+    """Let ``latest`` beside the run point to it, replacing an older link in one step."""
+    temporary = run.parent / f".latest.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(run.name, target_is_directory=True)
+    os.replace(temporary, run.parent / "latest")
+
+
+def start_from(start: str | None, outputs: str, clip: str | None, student: str | None) -> str | None:
+    """Model directory that stage two starts from: given, or with "auto" the newest teacher run's; or none."""
+    return newest_teacher_run(outputs, clip, student) if start == "auto" else start
+
+
+def newest_teacher_run(outputs: str, clip: str | None, student: str | None) -> str:
+    """Model directory of the newest finished run of stage one.
+
+    Raises FileNotFoundError when there is none, ValueError when it was made with another ``clip`` or
+    ``student`` than this command names.
+    """
+    candidates = []
+    for run in sorted(Path(outputs).glob(f"*/*/{RUN_FILE}"), key=lambda path: path.parent.name):
+        description = json.loads(run.read_text(encoding="utf-8"))
+        if run.parent.name != "latest" and description["stage"] == "teacher" and is_finished(run.parent):
+            candidates.append((run.parent, description))
+    if not candidates:
+        raise FileNotFoundError(
+            f"stage=contrastive continues from a finished teacher run, and {outputs}/ holds none. "
+            "Run `python train.py stage=teacher` first, or give start=DIR with an AltCLIP model directory"
+        )
+    run, description = candidates[-1]
+    for key, wanted in (("clip", clip), ("student", student)):
+        found = description[key]
+        if _resolved(found) != _resolved(wanted):
+            raise ValueError(
+                f"the newest teacher run, {run}, was made with {key}={found}, but this command has {key}={wanted}. "
+                f"Pass {key}={found}, or run `python train.py stage=teacher {key}={wanted}` first, "
+                "or choose another run by start=RUN/model"
+            )
+    return str(run / MODEL)
+
+
+def _runs(parent: Path) -> list[Path]:
+    """Run directories below ``parent``, oldest first: their names are dates."""
+    return sorted(path for path in parent.glob("*") if path.is_dir() and not path.is_symlink())
+
+
+def _resolved(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())

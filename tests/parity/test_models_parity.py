@@ -1,0 +1,322 @@
+"""Our towers against transformers on tiny random models with every parameter moved off its initial value.
+
+`PYTHONPATH=. python tests/parity/test_models_parity.py` rewrites tests/unit/goldens/models.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from altclip_train.models import (
+    AltCLIPModel,
+    CLIPModel,
+    assemble_altclip,
+    build_text_student,
+    load_clip_text,
+    load_model,
+)
+from altclip_train.types import PackedTokens
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+GOLDEN = Path(__file__).parents[1] / "unit" / "goldens" / "models.json"
+TOLERANCE = 1e-5
+VISION: dict[str, Any] = {
+    "image_size": 18,
+    "patch_size": 6,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 40,
+}
+XLMR: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 44,
+    "max_position_embeddings": 17,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "type_vocab_size": 1,
+}
+CLIP_TEXT: dict[str, Any] = {
+    "vocab_size": 59,
+    "hidden_size": 28,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 36,
+    "max_position_embeddings": 13,
+    "pad_token_id": 1,
+    "bos_token_id": 57,
+}
+STUDENT_TEXTS = [[0, 7, 9, 2], [0, 50, 51, 52, 53, 54, 55, 2], [0, 2], [0, 8, 9, 2], [0, 5, 2]]
+# The first end of text, 40, and the highest id, 58, stand apart, so that the two pooling rules differ.
+CLIP_TEXTS = [
+    [57, 40, 9, 58],
+    [57, 50, 51, 40, 53, 40, 55, 58],
+    [57, 40, 58],
+    [57, 8, 40, 58],
+    [57, 5, 40, 6, 58],
+]
+EOS_RULES = [2, 40]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def perturb(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def reference_altclip() -> Any:
+    config = transformers.AltCLIPConfig(
+        text_config={**XLMR, "project_dim": 20}, vision_config=VISION, projection_dim=16
+    )
+    model = transformers.AltCLIPModel(config).eval()
+    perturb(model, seed=1)
+    return model
+
+
+def reference_clip(eos_token_id: int) -> Any:
+    config = transformers.CLIPConfig(
+        text_config={**CLIP_TEXT, "eos_token_id": eos_token_id, "projection_dim": 16},
+        vision_config={**VISION, "projection_dim": 16},
+        projection_dim=16,
+    )
+    model = transformers.CLIPModel(config).eval()
+    perturb(model, seed=2)
+    return model
+
+
+def padded(texts: list[list[int]], filler: int) -> dict[str, Tensor]:
+    length = max(map(len, texts))
+    return {
+        "input_ids": torch.tensor([text + [filler] * (length - len(text)) for text in texts]),
+        "attention_mask": torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts]),
+    }
+
+
+def pictures() -> Tensor:
+    return torch.randn(4, 3, 18, 18, generator=torch.Generator().manual_seed(3))
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    """Also fails for features so small that the tolerance would hide an error."""
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("eos_token_id", EOS_RULES)
+@torch.no_grad()
+def test_clip_text_pooled_state_equals_transformers(eos_token_id: int, tmp_path: Path) -> None:
+    reference = reference_clip(eos_token_id)
+    reference.save_pretrained(tmp_path)
+    expected = reference.text_model(**padded(CLIP_TEXTS, filler=58)).pooler_output
+    assert_near(load_clip_text(tmp_path).encode_packed(PackedTokens.from_lists(CLIP_TEXTS)), expected)
+
+
+@torch.no_grad()
+def test_vision_pooled_state_equals_transformers(tmp_path: Path) -> None:
+    reference = reference_clip(40)
+    reference.save_pretrained(tmp_path)
+    expected = reference.vision_model(pictures()).pooler_output
+    assert_near(load_model(tmp_path).vision_model.encode(pictures()), expected)
+
+
+@torch.no_grad()
+def test_student_pooled_state_equals_transformers(tmp_path: Path) -> None:
+    reference = reference_altclip()
+    reference.save_pretrained(tmp_path)
+    expected = reference.text_model(**padded(STUDENT_TEXTS, filler=1)).pooler_output
+    student = build_text_student(student=tmp_path, project_dim=20)
+    assert_near(student.encode_packed(PackedTokens.from_lists(STUDENT_TEXTS)), expected)
+
+
+@pytest.mark.parametrize("kind", ["XLMRobertaModel", "XLMRobertaForMaskedLM"])
+@torch.no_grad()
+def test_xlmr_encoder_equals_transformers(kind: str, tmp_path: Path) -> None:
+    reference = getattr(transformers, kind)(transformers.XLMRobertaConfig(**XLMR)).eval()
+    perturb(reference, seed=4)
+    reference.save_pretrained(tmp_path)
+    encoder = getattr(reference, "roberta", reference)
+    state = encoder(**padded(STUDENT_TEXTS, filler=1)).last_hidden_state[:, 0]
+    student = build_text_student(student=tmp_path, project_dim=20)
+    perturb(student.pre_LN, seed=5)
+    perturb(student.transformation, seed=6)
+    expected = student.transformation(student.pre_LN(state))
+    assert_near(student.encode_packed(PackedTokens.from_lists(STUDENT_TEXTS)), expected)
+
+
+@torch.no_grad()
+def test_altclip_logits_and_features_equal_transformers(tmp_path: Path) -> None:
+    reference = reference_altclip()
+    reference.save_pretrained(tmp_path)
+    texts = padded(STUDENT_TEXTS[:4], filler=1)
+    expected = reference(**texts, pixel_values=pictures(), return_loss=True)
+    model = load_model(tmp_path)
+    found = model(**texts, pixel_values=pictures(), return_loss=True)
+    assert_near(found.logits_per_image, expected.logits_per_image)
+    assert_near(found.logits_per_text, expected.logits_per_text)
+    assert_near(found.text_embeds, expected.text_embeds)
+    assert_near(found.image_embeds, expected.image_embeds)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=TOLERANCE)
+    assert_near(model.get_text_features(**texts), reference.get_text_features(**texts).pooler_output)
+    assert_near(model.get_image_features(pictures()), reference.get_image_features(pictures()).pooler_output)
+
+
+@torch.no_grad()
+def test_features_without_a_mask_equal_transformers(tmp_path: Path) -> None:
+    reference = reference_altclip()
+    reference.save_pretrained(tmp_path)
+    ids = padded(STUDENT_TEXTS, filler=1)["input_ids"]
+    assert_near(load_model(tmp_path).get_text_features(ids), reference.get_text_features(ids).pooler_output)
+
+
+def test_student_gradients_equal_transformers(tmp_path: Path) -> None:
+    reference = reference_altclip()
+    reference.save_pretrained(tmp_path)
+    student = build_text_student(student=tmp_path, project_dim=20)
+    target = torch.randn(len(STUDENT_TEXTS), 20, generator=torch.Generator().manual_seed(7))
+    found = student.encode_packed(PackedTokens.from_lists(STUDENT_TEXTS))
+    torch.nn.functional.mse_loss(found, target).backward()
+    expected = reference.text_model(**padded(STUDENT_TEXTS, filler=1)).pooler_output
+    torch.nn.functional.mse_loss(expected, target).backward()
+    roberta = reference.text_model.roberta
+    first = roberta.encoder.layers[0]
+    fused = torch.cat([getattr(first.attention.self, name).weight.grad for name in ("query", "key", "value")])
+    embeddings, block = student.embeddings, student.layers[0]
+    for ours, theirs in (
+        (embeddings.word_embeddings.weight.grad, roberta.embeddings.word_embeddings.weight.grad),
+        (embeddings.position_embeddings.weight.grad, roberta.embeddings.position_embeddings.weight.grad),
+        (block.attention.qkv.weight.grad, fused),
+        (block.mlp.fc1.bias.grad, first.intermediate.dense.bias.grad),
+        (student.pre_LN.weight.grad, reference.text_model.pre_LN.weight.grad),
+        (student.transformation.weight.grad, reference.text_model.transformation.weight.grad),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_our_altclip_directory_loads_in_transformers(tmp_path: Path) -> None:
+    reference_clip(2).save_pretrained(tmp_path / "clip")
+    fields = {key: value for key, value in XLMR.items() if not key.endswith("dropout_prob")}
+    student = build_text_student(student=None, project_dim=28, **fields)
+    perturb(student, seed=8)
+    model = assemble_altclip(tmp_path / "clip", student).eval()
+    model.save_pretrained(tmp_path / "ours")
+    loaded, report = transformers.AltCLIPModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    texts = padded(STUDENT_TEXTS[:4], filler=1)
+    expected = loaded.eval()(**texts, pixel_values=pictures())
+    found = model(**texts, pixel_values=pictures())
+    assert_near(found.logits_per_image, expected.logits_per_image)
+
+
+@pytest.mark.parametrize("eos_token_id", EOS_RULES)
+@torch.no_grad()
+def test_our_clip_directory_loads_in_transformers(eos_token_id: int, tmp_path: Path) -> None:
+    reference_clip(eos_token_id).save_pretrained(tmp_path / "reference")
+    model = CLIPModel.from_pretrained(tmp_path / "reference")
+    model.save_pretrained(tmp_path / "ours")
+    loaded, report = transformers.CLIPModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    texts = padded(CLIP_TEXTS[:4], filler=58)
+    expected = loaded.eval()(**texts, pixel_values=pictures())
+    found = model(**texts, pixel_values=pictures())
+    assert_near(found.logits_per_image, expected.logits_per_image)
+
+
+@torch.no_grad()
+def test_published_and_native_spellings_both_load(tmp_path: Path) -> None:
+    """transformers 5 writes `encoder.layer` in both towers; we write the published names."""
+    reference_altclip().save_pretrained(tmp_path / "native")
+    model = AltCLIPModel.from_pretrained(tmp_path / "native")
+    model.save_pretrained(tmp_path / "published")
+    again = AltCLIPModel.from_pretrained(tmp_path / "published")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def formula_tensor(name: str, shape: list[int]) -> Tensor:
+    """The same as in tests/unit/test_models.py: the golden holds no weights."""
+    phase = sum(map(ord, name)) % 97
+    steps = torch.arange(math.prod(shape), dtype=torch.float64)
+    values = 0.25 * torch.sin(0.7 * steps + phase) + (1.0 if name.lower().endswith("norm.weight") else 0.0)
+    return values.float().reshape(shape)
+
+
+@torch.no_grad()
+def golden_case(reference: Any, texts: list[list[int]], filler: int, published: dict[str, str]) -> dict[str, Any]:
+    """Shapes, inputs and outputs of a transformers model filled by the formula; `published` respells."""
+    shapes = {}
+    for name, parameter in reference.named_parameters():
+        for ours, theirs in published.items():
+            name = name.replace(ours, theirs)
+        shapes[name] = list(parameter.shape)
+        parameter.copy_(formula_tensor(name, shapes[name]))
+    inputs = padded(texts, filler)
+    pixel_shape = [3, 3, 18, 18]
+    pixels = formula_tensor("pixel_values", pixel_shape)
+    config = reference.config.to_dict()
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    kept += ("max_position_embeddings", "project_dim", "eos_token_id", "image_size", "patch_size")
+    towers = {
+        tower: {key: value for key, value in config[tower].items() if key in kept}
+        for tower in ("text_config", "vision_config")
+    }
+    return {
+        "config": {"model_type": config["model_type"], "projection_dim": config["projection_dim"], **towers},
+        "shapes": shapes,
+        "pixel_shape": pixel_shape,
+        **{name: value.tolist() for name, value in inputs.items()},
+        "text": reference.get_text_features(**inputs).pooler_output.tolist(),
+        "image": reference.get_image_features(pixels).pooler_output.tolist(),
+        "logits_per_image": reference(**inputs, pixel_values=pixels).logits_per_image.tolist(),
+    }
+
+
+def make_goldens() -> dict[str, Any]:
+    student_names = {"roberta.encoder.layers.": "roberta.encoder.layer."}
+    return {
+        "note": "transformers' numbers for weights given by formula_tensor in tests/unit/test_models.py; "
+        "rewritten by: PYTHONPATH=. python tests/parity/test_models_parity.py",
+        "cases": {
+            "altclip": golden_case(reference_altclip(), STUDENT_TEXTS, 1, student_names),
+            "clip_first_eos": golden_case(reference_clip(40), CLIP_TEXTS, 58, {}),
+            "clip_legacy_eos": golden_case(reference_clip(2), CLIP_TEXTS, 58, {}),
+        },
+    }
+
+
+def test_stored_golden_is_what_transformers_gives() -> None:
+    stored, fresh = json.loads(GOLDEN.read_text())["cases"], make_goldens()["cases"]
+    assert stored.keys() == fresh.keys()
+    for case, golden in fresh.items():
+        for name, value in golden.items():
+            if name in ("text", "image", "logits_per_image"):
+                torch.testing.assert_close(torch.tensor(stored[case][name]), torch.tensor(value), rtol=0, atol=1e-5)
+            else:
+                assert stored[case][name] == value, (case, name)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(make_goldens(), separators=(",", ":")) + "\n")

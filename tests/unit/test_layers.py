@@ -1,0 +1,85 @@
+"""Imports only go down the layers, and importing the package stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "altclip_train"
+
+# Lower numbers may not import higher ones; equal numbers only within one folder.
+LAYERS = {
+    "types": 0,
+    "configuration": 0,
+    "distributed": 1,
+    "losses": 2,
+    "optim": 2,
+    "models": 3,
+    "processing": 3,
+    "data": 4,
+    "evaluation": 5,
+    "stages": 6,
+    "training": 7,
+    "evaluate": 8,
+    "cli": 9,
+}
+FORBIDDEN = {
+    "models": {"lightning", "hydra", "omegaconf", "wandb", "transformers", "webdataset", "PIL", "numpy"},
+    "losses": {"lightning", "hydra", "omegaconf", "wandb", "transformers"},
+    "processing": {"lightning", "hydra", "omegaconf", "wandb", "transformers", "webdataset"},
+    "data": {"hydra", "omegaconf", "wandb", "transformers"},
+    "evaluation": {"hydra", "omegaconf", "wandb", "transformers", "webdataset"},
+    "stages": {"hydra", "omegaconf", "wandb", "transformers", "webdataset", "PIL"},
+}
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "altclip_train":  # from altclip_train import distributed
+                yield from (f"altclip_train.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        unit = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if unit != "__init__":
+            yield path, unit
+
+
+def test_every_module_has_a_layer():
+    assert {unit for _, unit in modules()} <= set(LAYERS)
+
+
+def test_imports_only_go_down():
+    wrong = []
+    for path, unit in modules():
+        for name in imports_of(path):
+            parts = name.split(".")
+            if parts[0] == "altclip_train" and len(parts) > 1 and parts[1] != unit and LAYERS[parts[1]] >= LAYERS[unit]:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+def test_core_layers_do_not_know_the_frameworks():
+    wrong = []
+    for path, unit in modules():
+        for name in imports_of(path):
+            if name.split(".")[0] in FORBIDDEN.get(unit, set()):
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+def test_importing_the_package_and_its_models_stays_light():
+    script = (
+        "import sys, altclip_train; altclip_train.AltCLIPModel; "
+        "heavy = {'lightning', 'hydra', 'transformers', 'wandb', 'webdataset'} & set(sys.modules); "
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"importing altclip_train pulls in {result.stderr}"

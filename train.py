@@ -10,14 +10,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from altclip_train.errors import short_errors
 from altclip_train.training import TrainingRun, register_resolvers, run_main
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 register_resolvers()
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
-def main(config: DictConfig) -> None:
-    run = TrainingRun(Path(HydraConfig.get().runtime.output_dir), config)
+def train(config: DictConfig, directory: Path) -> L.Trainer:
+    """Train the stage that ``config`` describes; everything that the run leaves lies in ``directory``."""
+    run = TrainingRun(directory, config, stage=HydraConfig.get().runtime.choices["stage"])
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
     data.prepare_data()  # before the stage: its weights may be made from the same data
@@ -25,11 +28,17 @@ def main(config: DictConfig) -> None:
     trainer = instantiate(
         config.trainer,
         logger=list(instantiate(config.logger).values()),
-        callbacks=list(instantiate(config.callbacks, _convert_="all").values()),
+        callbacks=[run, *instantiate(config.callbacks, _convert_="all").values()],
     )
     trainer.fit(stage, data, ckpt_path=run.checkpoint, weights_only=True)
-    run.finish(trainer, stage)
+    return trainer
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def main(config: DictConfig) -> None:
+    with short_errors():
+        train(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 if __name__ == "__main__":
-    run_main(main, Path(__file__).parent / "configs", "train")
+    run_main(main, CONFIGS, "train")

@@ -5,6 +5,7 @@ Constructor signatures are the schema: every node with a ``_target_`` must fit t
 
 from __future__ import annotations
 
+import collections.abc
 import difflib
 import importlib
 import inspect
@@ -12,6 +13,8 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
 
 _RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -30,8 +33,9 @@ def check_configuration(node: Any, path: str = "") -> None:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as "; did you mean 'devices'?", or nothing when no known word is near."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    spellings = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(word.lower(), spellings, n=1)
+    return f"; did you mean {spellings[matches[0]]!r}?" if matches else ""
 
 
 def unknown_key_hint(key: str, configuration: Mapping[str, Any]) -> str:
@@ -42,7 +46,8 @@ def unknown_key_hint(key: str, configuration: Mapping[str, Any]) -> str:
         if not isinstance(node, Mapping) or part not in node:
             where = ".".join(walked) or "the configuration"
             known = list(node) if isinstance(node, Mapping) else []
-            return f"{where} has no key {part!r}{nearest(part, known)} Known keys: {', '.join(map(str, known))}"
+            hint = nearest(part, map(str, known)) or "."
+            return f"{where} has no key {part!r}{hint} Known keys: {', '.join(map(str, known)) or 'none'}"
         node = node[part]
         walked.append(part)
     return f"{key} exists"
@@ -90,7 +95,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if hint is type(None):
         return value is None
-    return True
+    if origin in (collections.abc.Sequence, list, tuple):
+        return not isinstance(value, str | int | float)
+    if origin in (collections.abc.Mapping, dict):
+        return not isinstance(value, str | int | float | list)
+    # A tensor, a path, a module: never a number or a word, but paths are written as words.
+    return not (inspect.isclass(hint) and isinstance(value, str) and issubclass(hint, torch.Tensor))
 
 
 def _spell(hint: Any) -> str:

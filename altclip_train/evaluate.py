@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from altclip_train.configuration import check_configuration, nearest
+from altclip_train.errors import short_errors
 from altclip_train.evaluation import BenchmarkResult, Encoder, result_tables, write_results
 
 if TYPE_CHECKING:
@@ -131,21 +132,22 @@ def check_benchmark_names(arguments: Sequence[str]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
 def main(config: DictConfig) -> None:
-    check_configuration(OmegaConf.to_container(config.eval, resolve=True, throw_on_missing=True), "eval")
-    find_checkpoint(config.checkpoint)
-    benchmarks: dict[str, Any] = instantiate(config.eval, _convert_="all")
-    results = evaluate(
-        checkpoint=config.checkpoint,
-        benchmarks=benchmarks,
-        batch_size=config.batch_size,
-        device=config.device,
-    )
-    output = Path(HydraConfig.get().runtime.output_dir)
-    file = write_results(output / "results.json", config.checkpoint, results)
-    console = Console()
-    for table in result_tables(results):
-        console.print(table)
-    console.print(f"written to {file}", soft_wrap=True, markup=False)
+    with short_errors():
+        check_configuration(OmegaConf.to_container(config.eval, resolve=True, throw_on_missing=True), "eval")
+        find_checkpoint(config.checkpoint)
+        benchmarks: dict[str, Any] = instantiate(config.eval, _convert_="all")
+        results = evaluate(
+            checkpoint=config.checkpoint,
+            benchmarks=benchmarks,
+            batch_size=config.batch_size,
+            device=config.device,
+        )
+        output = Path(HydraConfig.get().runtime.output_dir)
+        file = write_results(output / "results.json", config.checkpoint, results)
+        console = Console()
+        for table in result_tables(results):
+            console.print(table)
+        console.print(f"written to {file}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

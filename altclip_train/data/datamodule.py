@@ -6,7 +6,7 @@ lost on resume; it is the same on every rank and does not mention ranks or worke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,11 @@ class PlannedLoader(DataLoader):
         self._planned_sampler, self._position = sampler, position
         super().__init__(dataset, batch_sampler=sampler, collate_fn=_already_a_batch, **options)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Any]:
+        # A generator, so that this runs when the first batch is asked for: Lightning asks for the iterator
+        # before it has restored the step of a checkpoint.
         self._planned_sampler.seek(self._position())
-        return super().__iter__()
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -75,9 +77,6 @@ class _PlannedDataModule(L.LightningDataModule):
         self.epoch_samples = epoch_samples
         self.num_workers = num_workers
         self.starter = starter
-        # Position and step where this run's batch size came into force.
-        self._base_position = self._base_step = 0
-        self._restored_fingerprint: str | None = None
 
     def prepare_data(self) -> None:
         if self.starter is not None:
@@ -86,27 +85,39 @@ class _PlannedDataModule(L.LightningDataModule):
     @property
     def position(self) -> int:
         """Samples of the endless order that are trained so far, over all ranks."""
-        step = self.trainer.global_step if self.trainer is not None else 0
-        return self._base_position + (step - self._base_step) * self.global_batch_size
+        return self.trainer.global_step * self.global_batch_size if self.trainer is not None else 0
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None
         return {
             "epoch": self.trainer.current_epoch,
             "position": self.position,
-            "step": self.trainer.global_step,
-            "fingerprint": self.train_set.plan.fingerprint,
+            "global_batch_size": self.global_batch_size,
+            "epoch_samples": self.epoch_samples,
+            "fingerprint": self.train_set.fingerprint,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._base_position, self._base_step = state_dict["position"], state_dict["step"]
-        if state_dict["fingerprint"] != self.train_set.plan.fingerprint:
+        for key in ("global_batch_size", "epoch_samples"):
+            if state_dict[key] != getattr(self, key):
+                raise ValueError(
+                    f"the checkpoint was made with data.{key}={state_dict[key]}, this run has {getattr(self, key)}: "
+                    "steps and epochs would count other samples. Resume with the old value, or start a new run"
+                )
+        if state_dict["fingerprint"] != self.train_set.fingerprint:
             raise ValueError(
-                "the checkpoint was made on other data: its sources, their weights, sample counts or data.seed "
-                "differ from this run's. Resume with the data of the first start, or start a new run"
+                "the checkpoint was made on other data: the contents of its shards, their order, the weights of "
+                "the sources or data.seed differ from this run's. Resume with the data of the first start, or start "
+                "a new run"
             )
 
     def train_dataloader(self) -> PlannedLoader:
+        if self.trainer is not None and self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: a step trains exactly "
+                "data.global_batch_size samples, and the contrastive loss is that of the whole batch; set the batch "
+                "size instead and leave accumulate_grad_batches at 1"
+            )
         sampler = PlannedBatchSampler(
             plan=self.train_set.plan,
             global_batch_size=self.global_batch_size,
@@ -161,6 +172,7 @@ class TextPairData(_PlannedDataModule):
         )
         self.parallel_texts, self.val_texts = parallel_texts, val_texts
         self.clip, self.student = Path(clip), student
+        _check_languages(languages, parallel_texts, starter)
         self.languages, self.max_length = languages, max_length
         self.seed, self.max_bad_fraction = seed, max_bad_fraction
 
@@ -190,18 +202,9 @@ class TextPairData(_PlannedDataModule):
         return DataLoader(self.val_set, batch_sampler=batches, collate_fn=_already_a_batch)
 
     def check_text_towers(self, *, student: Any, teacher: Any) -> None:
-        """Raise ValueError when a tokenizer has ids that its tower has no embedding for."""
-        _check_vocabulary(self.tokenizer, student, "student")
-        _check_vocabulary(self.teacher_tokenizer, teacher, "teacher")
-        for name, config, reserved in (
-            ("student", student, student.pad_token_id + 1),
-            ("teacher", teacher, 0),
-        ):
-            if self.max_length > config.max_position_embeddings - reserved:
-                raise ValueError(
-                    f"data.max_length={self.max_length}, but the {name} reads at most "
-                    f"{config.max_position_embeddings - reserved} tokens"
-                )
+        """Raise ValueError when a tokenizer or data.max_length does not fit its tower."""
+        _check_text_tower(self.tokenizer, student, "student", self.max_length)
+        _check_text_tower(self.teacher_tokenizer, teacher, "teacher", self.max_length)
 
 
 class ImageTextData(_PlannedDataModule):
@@ -212,7 +215,8 @@ class ImageTextData(_PlannedDataModule):
         model: model directory whose tokenizer and image transform are used.
         tokenizer: directory of a tokenizer, and ``image_size`` the side of a square picture, where there is
             no model directory yet.
-        languages: sampling weight of each caption language; None draws evenly from what a sample has.
+        languages: caption languages to draw from; None takes all that a sample has.
+        language_weights: how often each language is drawn where a sample has several, 1 for one not named.
         augment: fields of :class:`~altclip_train.processing.Augmentation`; None trains on the deterministic
             evaluation transform.
     """
@@ -225,7 +229,8 @@ class ImageTextData(_PlannedDataModule):
         tokenizer: str | None,
         image_size: int | None,
         starter: str | None,
-        languages: dict[str, float] | None,
+        languages: list[str] | None,
+        language_weights: dict[str, float] | None,
         augment: dict[str, Any] | None,
         max_length: int,
         global_batch_size: int,
@@ -242,7 +247,9 @@ class ImageTextData(_PlannedDataModule):
         )
         self.image_texts, self.model = image_texts, model
         self.tokenizer_directory, self.image_size = tokenizer, image_size
-        self.languages, self.augment, self.max_length = languages, augment, max_length
+        _check_languages(languages, image_texts, starter)
+        self.languages, self.language_weights = languages, language_weights
+        self.augment, self.max_length = augment, max_length
         self.seed, self.max_bad_fraction = seed, max_bad_fraction
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
@@ -262,14 +269,20 @@ class ImageTextData(_PlannedDataModule):
             tokenizer=self.tokenizer,
             image_transform=self.image_transform,
             augmentation=Augmentation(**self.augment) if self.augment is not None else None,
-            languages=self.languages,
+            languages=self._language_weights(),
             max_length=self.max_length,
             max_bad_fraction=self.max_bad_fraction,
         )
 
+    def _language_weights(self) -> dict[str, float] | None:
+        if self.languages is None:
+            return self.language_weights
+        weights = self.language_weights or {}
+        return {language: weights.get(language, 1.0) for language in self.languages}
+
     def check_towers(self, config: Any) -> None:
         """Raise ValueError when tokenizer or picture size do not fit the towers."""
-        _check_vocabulary(self.tokenizer, config.text_config, "text")
+        _check_text_tower(self.tokenizer, config.text_config, "text", self.max_length)
         if self.image_transform.crop_size != config.vision_config.image_size:
             raise ValueError(
                 f"pictures are {self.image_transform.crop_size} pixels wide, but the image tower takes "
@@ -285,11 +298,23 @@ def _student_directory(student: str | None, starter: str | None) -> Path:
     raise ValueError("student=null and data.starter=null: give student=DIR, a directory with a sentencepiece model")
 
 
-def _check_vocabulary(tokenizer: XLMRTokenizer | CLIPTokenizer, config: Any, tower: str) -> None:
+def _check_languages(languages: list[str] | None, sources: Sequence[Any], starter: str | None) -> None:
+    """Own data must name their languages, or a metadata key such as "id" would be taken for one."""
+    unnamed = [s for s in sources if not (isinstance(s, Mapping) and s.get("languages"))]
+    if languages is None and starter is None and unnamed:
+        raise ValueError("data.languages=null: name the languages of your data, such as data.languages=[en,zh]")
+
+
+def _check_text_tower(tokenizer: XLMRTokenizer | CLIPTokenizer, config: Any, tower: str, max_length: int) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"the {tower} tower has {config.vocab_size} embeddings, but its tokenizer has {tokenizer.vocab_size} "
             f"entries: set the tower's vocab_size to {tokenizer.vocab_size}, or use the tokenizer it was made with"
+        )
+    if max_length > config.max_tokens:
+        raise ValueError(
+            f"data.max_length={max_length}, but the {tower} tower reads at most {config.max_tokens} tokens: "
+            "lower data.max_length"
         )
 
 

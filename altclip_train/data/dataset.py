@@ -135,7 +135,9 @@ class PairDataset(ABC, Dataset[Any], Generic[Record]):
         self._sample_starts = [list(accumulate(counts, initial=0)) for counts in shard_counts]
         for source, counts in zip(self.sources, shard_counts, strict=True):
             if sum(counts) == 0:
-                raise ValueError(f"source {source.label!r} has no samples in its {len(counts)} shards")
+                raise ValueError(
+                    f"source {source.label!r} has no samples in its {len(counts)} shards: check its urls, {source.urls}"
+                )
         self.plan = Plan(shard_counts=shard_counts, weights=self._weights(shard_counts), seed=plan_seed)
         self.fingerprint = hashlib.sha256((self.plan.fingerprint + self.reader.fingerprint).encode()).hexdigest()
 

@@ -114,7 +114,8 @@ def _checked(text: object, origin: str) -> str:
 
 
 def _lines(field: str, data: bytes) -> list[str]:
-    return [line for line in _text(field, data).splitlines() if line.strip()]
+    # Not splitlines(): it also breaks at separators that may stand inside a caption, such as U+2028 and U+0085.
+    return [line for line in _text(field, data).replace("\r\n", "\n").split("\n") if line.strip()]
 
 
 def _text(field: str, data: bytes) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 import lightning as L
+from rich.console import Console
 from torch import Tensor
 
 from altclip_train import distributed
 from altclip_train.evaluation.benchmarks import Benchmark
 from altclip_train.evaluation.encoder import Encoder
-from altclip_train.evaluation.results import BenchmarkResult
+from altclip_train.evaluation.results import BenchmarkResult, result_tables
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ class BenchmarkCallback(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step > self._evaluated_step:
             self._evaluate(trainer, pl_module)
+        if trainer.is_global_zero:
+            console = Console()
+            for table in result_tables(self.results):
+                console.print(table)
 
     def _prepare(self) -> None:
         for benchmark in self.benchmarks:
@@ -78,6 +83,7 @@ class BenchmarkCallback(L.Callback):
         for result in self.results:
             for destination in trainer.loggers:
                 destination.log_metrics(result.flat_metrics(), step=trainer.global_step)
+                destination.save()
             logger.info("step %d, %s", trainer.global_step, result.summary())
 
     def _run(self, module: EvaluatedModule) -> list[BenchmarkResult]:

@@ -20,6 +20,7 @@ from altclip_train.models.config import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
+from altclip_train.models.layers import set_dropout
 from altclip_train.models.vision import AltCLIPVisionModel
 from altclip_train.models.xlm_roberta import AltCLIPTextModel
 
@@ -42,4 +43,5 @@ __all__ = [
     "load_clip_text",
     "load_model",
     "pack_padded",
+    "set_dropout",
 ]

@@ -142,6 +142,11 @@ class CLIPTextConfig(TowerConfig):
         if self.eos_token_id != LEGACY_EOS_TOKEN_ID:
             self._require_ids_below("vocab_size", "eos_token_id")
 
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens, special ones included."""
+        return self.max_position_embeddings
+
 
 @dataclass(kw_only=True)
 class AltCLIPTextConfig(TowerConfig):

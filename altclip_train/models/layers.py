@@ -8,6 +8,7 @@ the cumulative lengths (CUDA in half precision).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch before 2.10
     varlen_attn = None
+if varlen_attn is not None and "window_size" not in inspect.signature(varlen_attn).parameters:
+    varlen_attn = None  # its first form cannot mask causally by a window
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -184,7 +187,11 @@ class Attention(nn.Module):
         """Queries, keys and values, apart or as one (T, 3 W) tensor, -> (T, W) or (B, W)."""
         parts = states.chunk(3, dim=1) if isinstance(states, Tensor) else states
         query, key, value = (part.unflatten(1, (self.heads, -1)) for part in parts)  # (T, H, W/H)
-        return packed_attention(query, key, value, layout, dropout=self.dropout if self.training else 0.0)
+        return packed_attention(query, key, value, layout, dropout=self.active_dropout)
+
+    @property
+    def active_dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
 
 class MLP(nn.Module):
@@ -258,3 +265,12 @@ class PostNormBlock(nn.Module):
         residual = x if rows is None else x[rows]
         x = self.norm1(residual + self.dropout(self.attention(x, layout, rows)))
         return self.norm2(x + self.dropout(self.mlp(x)))
+
+
+def set_dropout(module: nn.Module, probability: float) -> None:
+    """Give every dropout inside `module` this probability; its configuration stays as it was published."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = probability
+        elif isinstance(part, Attention):
+            part.dropout = probability

@@ -69,7 +69,9 @@ class AltCLIPTextModel(nn.Module):
         limit = self.config.max_tokens
         if tokens.max_length > limit:
             raise ValueError(f"a text has {tokens.max_length} tokens, this tower takes {limit}: lower max_length")
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        first = self.layers[0]
+        assert isinstance(first, PostNormBlock)
+        dropout = first.attention.active_dropout
         layout, input_ids = PackedLayout.of(
             tokens, causal=False, variable_length=use_variable_length(self.pre_LN.weight, dropout=dropout)
         )

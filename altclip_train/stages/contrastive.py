@@ -19,12 +19,11 @@ from torch.optim import Optimizer
 
 from altclip_train.evaluation.encoder import Encoder
 from altclip_train.losses import contrastive_loss, duplicate_share
-from altclip_train.models import AltCLIPModel, CLIPModel
+from altclip_train.models import AltCLIPModel, CLIPModel, set_dropout
 from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor
 from altclip_train.stages.frozen import (
     drop_from_checkpoint,
-    freeze,
     keep_in_eval_mode,
     restore_in_checkpoint,
 )
@@ -41,6 +40,7 @@ class ContrastiveLearning(L.LightningModule):
         locked: names of the model's parts that stay as they are.
         positives: "pairs" takes each pair as the only positive of its row; "captions" also takes pairs whose
             caption is the same.
+        dropout: of the text tower, whatever the configuration of the model says.
         optimizer: takes parameter groups. schedule: takes the optimizer and ``total_steps``.
     """
 
@@ -50,6 +50,7 @@ class ContrastiveLearning(L.LightningModule):
         model: AltCLIPModel | CLIPModel,
         locked: Sequence[str],
         positives: str,
+        dropout: float,
         optimizer: Callable[..., Optimizer],
         schedule: Schedule,
         weight_decay: float,
@@ -64,9 +65,10 @@ class ContrastiveLearning(L.LightningModule):
         self.locked = list(locked)
         self.positives = positives
         self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
-        freeze(self._locked_modules())
         for name in self.locked:
             getattr(self.model, name).requires_grad_(False)
+        set_dropout(self.model, dropout)
+        self.train()  # a loaded model is in eval mode, and Lightning leaves modes as it finds them
 
     @property
     def image_tower_locked(self) -> bool:
@@ -87,8 +89,9 @@ class ContrastiveLearning(L.LightningModule):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.image_tower_locked):
             return self.model.encode_image(pixel_values)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        # In place and after the optimizer's step: the gradient of the clamp itself must not matter.
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        # Here rather than in on_train_batch_end, which comes after the checkpoint of the step.
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 

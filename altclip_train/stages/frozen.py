@@ -8,14 +8,8 @@ from typing import Any
 from torch import nn
 
 
-def freeze(modules: Iterable[nn.Module]) -> None:
-    """Turn off gradients for good. The stage's ``train()`` must call :func:`keep_in_eval_mode`."""
-    for module in modules:
-        module.requires_grad_(False)
-        module.eval()
-
-
 def keep_in_eval_mode(modules: Iterable[nn.Module]) -> None:
+    """To be called at the end of a stage's ``train()``, which Lightning calls to and fro."""
     for module in modules:
         module.eval()
 

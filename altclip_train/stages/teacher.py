@@ -27,7 +27,6 @@ from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor, ImageTransform
 from altclip_train.stages.frozen import (
     drop_from_checkpoint,
-    freeze,
     keep_in_eval_mode,
     restore_in_checkpoint,
 )
@@ -61,8 +60,9 @@ class TeacherLearning(L.LightningModule):
         self.teacher: CLIPTextModel = load_clip_text(clip)
         self.student = build_text_student(student=student, project_dim=self.teacher.config.hidden_size, **dict(text))
         self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
-        freeze([self.teacher])
-        self._assembled: AltCLIPModel | None = None
+        self.teacher.requires_grad_(False)
+        # In a tuple, so that the image tower does not become part of this module and of its checkpoints.
+        self._assembled: tuple[AltCLIPModel, ...] = ()
 
     def training_step(self, batch: TextPairBatch) -> Tensor:
         target = self.teacher.encode_packed(batch.teacher)  # (B, W)
@@ -111,10 +111,9 @@ class TeacherLearning(L.LightningModule):
 
     def assemble(self) -> AltCLIPModel:
         """The whole AltCLIP: image tower, projections and logit_scale of the CLIP around this student."""
-        if self._assembled is None:
-            # Held in a tuple so that the image tower does not become part of this module.
-            self._assembled = assemble_altclip(self.clip, self.student)
-        return self._assembled
+        if not self._assembled:
+            self._assembled = (assemble_altclip(self.clip, self.student),)
+        return self._assembled[0]
 
     def evaluation_encoder(self) -> Encoder:
         return Encoder(self.assemble().to(self.device), self.processor)

@@ -6,16 +6,19 @@ is unfinished and can be resumed when it holds a checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 RUN_FILE = "run.json"
+SOURCES = ("clip", "student", "start")
+HASHED = (".json", ".safetensors", ".bin", ".model", ".txt")
 
 
 @lru_cache  # Hydra resolves the run directory more than once; the date must stay the same
@@ -47,12 +50,40 @@ def is_finished(run: Path) -> bool:
     return (run / MODEL / "config.json").is_file()
 
 
-def describe_run(run: Path, description: dict[str, Any]) -> None:
-    """Write what the run was made from beside its results."""
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a run is made from: the stage, directories as the command names them, None where there is none."""
+
+    stage: str
+    clip: str | None
+    student: str | None
+    start: str | None
+
+
+def describe_run(run: Path, description: Description) -> None:
+    """Write what the run is made from, with hashes of the weights and tokenizers."""
     run.mkdir(parents=True, exist_ok=True)
-    temporary = run / f"{RUN_FILE}.incomplete"
-    temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sources = {key: getattr(description, key) for key in SOURCES}
+    document = {**asdict(description), "sha256": {k: _fingerprint(v) for k, v in sources.items() if v is not None}}
+    temporary = run / f"{RUN_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, run / RUN_FILE)
+
+
+def check_same(run: Path, description: Description) -> None:
+    """Raise ValueError when a run to resume was made from something else: its frozen parts would change."""
+    first = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    for key, wanted in asdict(description).items():
+        found = first[key]
+        if key in SOURCES and (found is None) == (wanted is None):
+            same = wanted is None or first["sha256"][key] == _fingerprint(wanted)
+        else:
+            same = found == wanted
+        if not same:
+            raise ValueError(
+                f"{run} was started with {key}={found}, this command has {key}={wanted}, or its files have changed: "
+                f"resume with {key}={found} as it was, or start a new run"
+            )
 
 
 def point_latest_to(run: Path) -> None:
@@ -87,11 +118,12 @@ def newest_teacher_run(outputs: str, clip: str | None, student: str | None) -> s
     run, description = candidates[-1]
     for key, wanted in (("clip", clip), ("student", student)):
         found = description[key]
-        if _resolved(found) != _resolved(wanted):
+        same = found == wanted if None in (found, wanted) else description["sha256"][key] == _fingerprint(wanted)
+        if not same:
             raise ValueError(
-                f"the newest teacher run, {run}, was made with {key}={found}, but this command has {key}={wanted}. "
-                f"Pass {key}={found}, or run `python train.py stage=teacher {key}={wanted}` first, "
-                "or choose another run by start=RUN/model"
+                f"the newest teacher run, {run}, was made with {key}={found}, but this command has {key}={wanted}, or "
+                f"its files have changed since. Pass {key}={found} as it was, or run "
+                f"`python train.py stage=teacher {key}={wanted}` first, or choose a run by start=RUN/model"
             )
     return str(run / MODEL)
 
@@ -101,5 +133,12 @@ def _runs(parent: Path) -> list[Path]:
     return sorted(path for path in parent.glob("*") if path.is_dir() and not path.is_symlink())
 
 
-def _resolved(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
+def _fingerprint(directory: str | None) -> str | None:
+    """SHA-256 over the weights, configuration and tokenizer of a model directory; None where there is none."""
+    if directory is None or not Path(directory).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(path for path in Path(directory).iterdir() if path.suffix in HASHED):
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,22 +1,19 @@
-"""The thin layer between Hydra's configuration and a run: resolvers, checks, errors in one line."""
+"""The thin layer between Hydra's configuration and a run: resolvers, checks, what the run leaves."""
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-from collections.abc import Callable
+import shutil
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from altclip_train.configuration import check_configuration, unknown_key_hint
+from altclip_train.configuration import check_configuration
 from altclip_train.training import runs
-
-logger = logging.getLogger(__name__)
 
 
 def register_resolvers() -> None:
@@ -24,82 +21,89 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_directory", runs.run_directory, replace=True)
     OmegaConf.register_new_resolver("start_from", runs.start_from, replace=True)
     OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
+    OmegaConf.register_new_resolver("required", required, replace=True)
 
 
-def fastest_precision() -> str:
+def required(key: str) -> Any:
+    """The value of a key that an experiment leaves to the command line; ``???`` would keep the default's value."""
+    raise ValueError(f"{key} has no value: pass {key}=...")
+
+
+def fastest_precision(accelerator: str) -> str:
     """bf16 autocast with fp32 master weights where the device computes bf16 natively, else fp32."""
-    if torch.cuda.is_available():
+    if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    has_bf16 = "avx512_bf16" in torch.backends.cpu.get_cpu_capability().lower() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
-class TrainingRun:
-    """One run directory: what it was made from, where it resumes, what it ends with."""
+class TrainingRun(L.Callback):
+    """One run directory: what it was made from, where it resumes, what it ends with.
 
-    def __init__(self, directory: Path, config: DictConfig) -> None:
-        self.directory = directory
-        self.checkpoint = runs.newest_checkpoint(directory) if config.resume is not None else None
+    It must be the first callback, so that the model is safe before a benchmark of another callback can fail.
+    """
+
+    def __init__(self, directory: Path, config: DictConfig, *, stage: str) -> None:
+        ignore_expected_warnings()
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise ValueError(f"{', '.join(missing)} has no value: pass {'=... '.join(missing)}=...")
         plain = OmegaConf.to_container(config, resolve=True)
         check_configuration(plain)
-        if _is_main_process():
+        self.directory = directory
+        self.checkpoint = runs.newest_checkpoint(directory) if config.resume is not None else None
+        description = runs.Description(
+            stage=stage, clip=config.clip, student=config.student, start=config.data.get("model")
+        )
+        if self.checkpoint is not None:
+            runs.check_same(directory, description)
+        if _rank() == 0:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-            stage = str(config.stage._target_).rpartition(".")[2]
-            names = {"TeacherLearning": "teacher", "ContrastiveLearning": "contrastive"}
-            description = {"stage": names.get(stage, stage), "clip": config.clip, "student": config.student}
-            start = config.data.get("model")
-            runs.describe_run(directory, {**description, "start": start, "seed": config.seed})
+            runs.describe_run(directory, description)
             print(f"run directory: {directory}")
-            if start is not None:
-                print(f"continues from: {start}")
+            if description.start is not None:
+                print(f"continues from: {description.start}")
             if self.checkpoint is not None:
                 print(f"resumes from: {self.checkpoint}")
 
-    def finish(self, trainer: L.Trainer, stage: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model directory in one step and let ``latest`` point to the run."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in pl_module.parameters()):
+            raise ValueError(
+                f"the trained weights are not finite, so {self.directory / runs.MODEL} is not written: "
+                "look for the step in metrics.csv; a lower stage.optimizer.lr is the usual cure"
+            )
         if trainer.is_global_zero:
-            incomplete = self.directory / f"{runs.MODEL}.incomplete"
-            stage.save_model(incomplete)
-            os.replace(incomplete, self.directory / runs.MODEL)
+            model, incomplete = self.directory / runs.MODEL, self.directory / f"{runs.MODEL}.incomplete"
+            shutil.rmtree(incomplete, ignore_errors=True)  # of a run that was killed here
+            cast(SavedModule, pl_module).save_model(incomplete)
+            shutil.rmtree(model, ignore_errors=True)  # of a finished run that was trained further
+            os.replace(incomplete, model)
             runs.point_latest_to(self.directory)
-            print(f"model directory: {self.directory / runs.MODEL}")
+            print(f"model directory: {model}")
         trainer.strategy.barrier("model directory written")
 
 
-def run_main(main: Callable[[], None], config_directory: Path, config_name: str) -> None:
-    """Run a Hydra entry point; explain a mistyped key by its nearest neighbour."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    try:
-        main()
-    except SystemExit as exit_:
-        if exit_.code not in (0, None):
-            _hint_at_typos(config_directory, config_name)
-        raise
+class SavedModule(Protocol):
+    """What a stage offers to be kept."""
+
+    def save_model(self, directory: Path) -> None: ...
 
 
-def _hint_at_typos(config_directory: Path, config_name: str) -> None:
-    """Name the override whose key does not exist. Hydra itself advises to add it with a plus sign."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    overrides = [arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith("-")]
-    groups = {path.name for path in config_directory.iterdir() if path.is_dir()}
-    chosen = [o for o in overrides if o.split("=")[0] in groups]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(config_directory.resolve()), version_base="1.3"):
-            config = OmegaConf.to_container(compose(config_name, chosen), resolve=False)
-    except Exception:
-        return
-    assert isinstance(config, dict)
-    for override in overrides:
-        key = override.split("=")[0]
-        if key[0] not in "+~" and key not in groups and not key.startswith("hydra."):
-            hint = unknown_key_hint(key, {str(k): v for k, v in config.items()})
-            if not hint.endswith(" exists"):
-                print(f"\n{override}: {hint}", file=sys.stderr)
+def _rank() -> int:
+    """This process among all of the run, before Lightning has set up their group: as the launcher says."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
 
 
-def _is_main_process() -> bool:
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0
+def ignore_expected_warnings() -> None:
+    """Leave out warnings that every run would print and that nobody can act upon."""
+    # Lightning calls torch's older spelling of tree leaves.
+    warnings.filterwarnings("ignore", r"`?isinstance\(treespec, LeafSpec\)`? is deprecated", FutureWarning)
+    # data.val_texts=[] is a way to say that there is no validation.
+    warnings.filterwarnings("ignore", r"Total length of `list` across ranks is zero")
+    # Steps are counted over the whole run, not in each epoch.
+    warnings.filterwarnings("ignore", r"The number of training batches .* is smaller than the logging interval")
+    # A resumed run goes on in its own directory.
+    warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+    # The frozen parts of a stage are meant to be in eval mode.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")

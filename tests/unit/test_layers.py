@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "altclip_train"
 LAYERS = {
     "types": 0,
     "configuration": 0,
+    "errors": 0,
     "distributed": 1,
     "losses": 2,
     "optim": 2,

@@ -23,7 +23,7 @@ def test_a_step_logged_twice_is_one_row_and_new_metrics_are_new_columns(tmp_path
 
 def test_a_resumed_run_replaces_the_steps_that_it_trains_again(tmp_path):
     killed = MetricsCSV(directory=str(tmp_path))
-    for step in (10, 20, 30):
+    for step in (10, 20, 30, 33):
         killed.log_metrics({"loss": float(step)}, step=step)
     killed.save()
     resumed = MetricsCSV(directory=str(tmp_path))
@@ -35,6 +35,41 @@ def test_a_resumed_run_replaces_the_steps_that_it_trains_again(tmp_path):
         ("20", "0.2"),
         ("30", "0.3"),
     ]
+
+
+def test_only_changed_rows_are_written_again(tmp_path):
+    logger = MetricsCSV(directory=str(tmp_path))
+    for step in range(3):
+        logger.log_metrics({"loss": step + 0.5, "lr": 1.0}, step=step)
+        logger.save()
+    file = tmp_path / "metrics.csv"
+    place = file.stat().st_ino
+    logger.log_metrics({"loss": 9.25}, step=2)
+    logger.log_metrics({"loss": 0.5}, step=3)
+    logger.save()
+    assert file.stat().st_ino == place  # not replaced by a new file
+    assert [(row["step"], row["loss"], row["lr"]) for row in rows(tmp_path)] == [
+        ("0", "0.5", "1.0"),
+        ("1", "1.5", "1.0"),
+        ("2", "9.25", "1.0"),
+        ("3", "0.5", ""),
+    ]
+
+
+def test_a_step_logged_late_takes_its_place(tmp_path):
+    logger = MetricsCSV(directory=str(tmp_path))
+    for step in (10, 30, 20, 5):
+        logger.log_metrics({"loss": float(step)}, step=step)
+        logger.save()
+    assert [row["step"] for row in rows(tmp_path)] == ["5", "10", "20", "30"]
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n100,1.5\n200,2.5\n30")
+    logger = MetricsCSV(directory=str(tmp_path))
+    logger.log_metrics({"loss": 3.5}, step=300)
+    logger.save()
+    assert [row["step"] for row in rows(tmp_path)] == ["100", "200", "300"]
 
 
 def test_a_run_without_metrics_leaves_no_file(tmp_path):

@@ -1,8 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from altclip_train.training.runs import (
+    Description,
+    check_same,
     describe_run,
     newest_checkpoint,
     newest_teacher_run,
@@ -12,9 +15,18 @@ from altclip_train.training.runs import (
 )
 
 
-def make_run(outputs, name, date, *, stage="teacher", clip="clips/a", student=None, finished=True, steps=()):
+@pytest.fixture
+def weights(tmp_path):
+    """Three model directories with different contents."""
+    for name in "abc":
+        (tmp_path / "weights" / name).mkdir(parents=True)
+        (tmp_path / "weights" / name / "config.json").write_text(f'{{"name": "{name}"}}')
+    return tmp_path / "weights"
+
+
+def make_run(outputs, name, date, *, stage="teacher", clip=None, student=None, finished=True, steps=()):
     run = outputs / name / date
-    describe_run(run, {"stage": stage, "clip": clip, "student": student})
+    describe_run(run, Description(stage=stage, clip=clip and str(clip), student=student, start=None))
     for step in steps:
         (run / "checkpoints").mkdir(exist_ok=True)
         (run / "checkpoints" / f"step_{step:09d}.ckpt").touch()
@@ -60,24 +72,44 @@ def test_contrastive_starts_from_the_newest_finished_teacher_run(tmp_path):
     wanted = make_run(tmp_path, "altclip_teacher", "2026-01-02_00-00-00")
     make_run(tmp_path, "teacher", "2026-01-03_00-00-00", finished=False)
     make_run(tmp_path, "contrastive", "2026-01-04_00-00-00", stage="contrastive")
-    assert newest_teacher_run(str(tmp_path), "clips/a", None) == str(wanted / "model")
+    assert newest_teacher_run(str(tmp_path), None, None) == str(wanted / "model")
 
 
 def test_contrastive_without_a_teacher_run_names_the_command_to_run_first(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Run `python train.py stage=teacher` first"):
-        newest_teacher_run(str(tmp_path), "clips/a", None)
+        newest_teacher_run(str(tmp_path), None, None)
 
 
-@pytest.mark.parametrize(("clip", "student", "key"), [("clips/b", None, "clip"), ("clips/a", "xlmr", "student")])
-def test_contrastive_refuses_a_teacher_run_made_from_other_weights(tmp_path, clip, student, key):
-    make_run(tmp_path, "teacher", "2026-01-01_00-00-00")
+@pytest.mark.parametrize(("clip", "student", "key"), [("b", None, "clip"), (None, None, "clip"), ("a", "c", "student")])
+def test_contrastive_refuses_a_teacher_run_made_from_other_weights(tmp_path, weights, clip, student, key):
+    make_run(tmp_path, "teacher", "2026-01-01_00-00-00", clip=weights / "a")
+    assert newest_teacher_run(str(tmp_path), str(weights / "a"), None)
     with pytest.raises(ValueError, match=f"was made with {key}="):
-        newest_teacher_run(str(tmp_path), clip, student)
+        newest_teacher_run(str(tmp_path), clip and str(weights / clip), student and str(weights / student))
+
+
+def test_contrastive_refuses_a_teacher_run_whose_clip_was_replaced_since(tmp_path, weights):
+    make_run(tmp_path, "teacher", "2026-01-01_00-00-00", clip=weights / "a")
+    (weights / "a" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="its files have changed since"):
+        newest_teacher_run(str(tmp_path), str(weights / "a"), None)
+
+
+def test_resume_refuses_a_run_made_from_something_else(tmp_path, weights):
+    run = make_run(tmp_path, "teacher", "2026-01-01_00-00-00", clip=weights / "a")
+    same = Description(stage="teacher", clip=str(weights / "a"), student=None, start=None)
+    check_same(run, same)
+    for change in ({"clip": str(weights / "b")}, {"stage": "contrastive"}, {"start": "elsewhere"}):
+        with pytest.raises(ValueError, match=f"was started with {next(iter(change))}="):
+            check_same(run, replace(same, **change))
+    (weights / "a" / "model.safetensors").write_text("other weights")
+    with pytest.raises(ValueError, match="was started with clip="):
+        check_same(run, same)
 
 
 def test_start_from_takes_a_given_directory_as_it_is(tmp_path):
-    assert start_from("some/model", str(tmp_path), "clips/a", None) == "some/model"
-    assert start_from(None, str(tmp_path), "clips/a", None) is None
+    assert start_from("some/model", str(tmp_path), None, None) == "some/model"
+    assert start_from(None, str(tmp_path), None, None) is None
 
 
 def test_latest_moves_to_the_newest_finished_run(tmp_path):

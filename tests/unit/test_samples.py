@@ -259,3 +259,8 @@ def test_only_bad_samples_stop_a_run_at_the_twentieth():
 def test_fraction_outside_its_range_is_refused(fraction):
     with pytest.raises(ValueError, match="from 0 to 1"):
         SkipCounter(fraction)
+
+
+def test_captions_are_split_at_line_feeds_alone():
+    captions = decode_captions({"en.txt": "a cat\u2028on a\x85mat\r\na dog\n".encode()}, default_language=None)
+    assert captions == {"en": ["a cat\u2028on a\x85mat", "a dog"]}

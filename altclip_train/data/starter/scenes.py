@@ -13,7 +13,7 @@ from altclip_train.data.starter.concepts import Concept
 from altclip_train.data.starter.pictures import Painter, Placement
 
 RELATIONS = ("left", "right", "above", "below")
-MAX_DEGREES = 25.0
+MAX_DEGREES = 12.0
 Pair = tuple[int, int]  # two concept indices, the smaller first
 
 
@@ -53,12 +53,12 @@ def evaluation_scenes(rng: np.random.Generator, scenes: int, trained: int) -> li
 def arrange(rng: np.random.Generator, painter: Painter, drawings: list[int]) -> tuple[list[Placement], str, str]:
     """Placements of one to three drawings, the relation of the first two and the place of the third."""
     if len(drawings) == 1:
-        return [place_alone(rng, painter, drawings[0], smallest=0.45, largest=0.75)], "", ""
+        return [place_alone(rng, painter, drawings[0], smallest=0.5, largest=0.75)], "", ""
     relation = RELATIONS[rng.integers(4)]
     horizontal = relation in ("left", "right")
     third = ""
     along = [0.255, 0.745] if relation in ("left", "above") else [0.745, 0.255]
-    across = rng.uniform(0.3, 0.7) + np.array([-0.5, 0.5]) * rng.uniform(-0.16, 0.16)
+    across = rng.uniform(0.42, 0.58) + np.array([-0.5, 0.5]) * rng.uniform(-0.16, 0.16)
     if len(drawings) == 3:
         third = RELATIONS[2 + rng.integers(2)] if horizontal else RELATIONS[rng.integers(2)]
         side = 0.255 if third in ("left", "above") else 0.745
@@ -109,7 +109,7 @@ def paint_scene(
 def paint_single(rng: np.random.Generator, painter: Painter, drawing: int) -> tuple[bytes, str]:
     """A picture of one drawing and the name of its background."""
     background = painter.background(rng, [drawing])
-    placement = place_alone(rng, painter, drawing, smallest=0.55, largest=0.95)
+    placement = place_alone(rng, painter, drawing, smallest=0.7, largest=0.95)
     return painter.paint(rng, background, [placement]), background
 
 

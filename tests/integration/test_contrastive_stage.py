@@ -1,0 +1,138 @@
+"""Stage two on tiny towers: what it learns, what stays locked, and the temperature."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from altclip_train.models import AltCLIPModel, CLIPModel, load_model
+from tests.workspace import BATCH, IMAGE_SIZE, TrainedRun, Workspace
+
+LOCKED = ("vision_model.", "visual_projection.")
+
+
+@pytest.fixture(scope="module")
+def start(workspace: Workspace) -> TrainedRun:
+    return workspace.train("stage=teacher", "trainer.max_steps=2")
+
+
+@pytest.fixture(scope="module")
+def run(workspace: Workspace, start: TrainedRun) -> TrainedRun:
+    return workspace.train("stage=contrastive", f"start={start.model}")
+
+
+def starter_clip(*overrides: str) -> list[str]:
+    """A tiny CLIP from random weights, nothing locked."""
+    tiny = {
+        "image": {"image_size": 32, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "teacher_text": {"vocab_size": 900, "hidden_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2},
+    }
+    model = [f"model.{tower}.{name}={value}" for tower, fields in tiny.items() for name, value in fields.items()]
+    return ["stage=contrastive", "experiment=starter_clip", *model, "model.projection_dim=12", *overrides]
+
+
+def coloured_pairs(shard: Path) -> None:
+    """Eight plain pictures, each with one caption in two languages."""
+    names = ["black", "blue", "lime", "cyan", "red", "magenta", "yellow", "white"]
+    with tarfile.open(shard, "w") as tar:
+        for number, name in enumerate(names):
+            picture = io.BytesIO()
+            Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), name).save(picture, "png")
+            captions = json.dumps({"en": f"picture {number}: {name}", "zh": f"图片{number}"}).encode()
+            for field, data in (("png", picture.getvalue()), ("json", captions)):
+                member = tarfile.TarInfo(f"pair{number}.{field}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def test_text_tower_overfits_eight_pairs_behind_a_locked_image_tower(
+    workspace: Workspace, start: TrainedRun, tmp_path: Path
+):
+    coloured_pairs(tmp_path / "pairs.tar")
+    run = workspace.train(
+        "stage=contrastive",
+        f"start={start.model}",
+        f"data.image_texts=[{{urls: {tmp_path}/pairs.tar}}]",
+        "stage.optimizer.lr=1e-2",
+        "trainer.max_epochs=-1",
+        "trainer.max_steps=150",
+        "trainer.log_every_n_steps=10",
+    )
+    batch = run.trainer.datamodule.train_set.__getitems__(list(range(BATCH)))
+    with torch.no_grad():
+        images, texts = run.stage.encode_image(batch.pixel_values), run.stage.model.encode_text(batch.text)
+    similarity = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T  # (B, B)
+    assert similarity.argmax(0).tolist() == similarity.argmax(1).tolist() == list(range(BATCH))
+    assert run.metrics("train/loss")[149] < 0.5 < math.log(BATCH)
+
+
+def test_image_tower_stays_bit_equal_and_everything_else_is_trained(start: TrainedRun, run: TrainedRun):
+    before, after = load_model(start.model).state_dict(), load_model(run.model).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    trained = {name for name in before if not name.startswith(LOCKED)}
+    # Positions after the longest text are read by none; the key's bias has no influence on a softmax.
+    assert trained - changed <= {"text_model.roberta.embeddings.position_embeddings.weight"}
+    assert changed <= trained
+    assert {"logit_scale", "text_projection.weight"} <= changed
+
+
+def test_locked_tower_is_in_eval_mode_and_not_in_a_checkpoint(run: TrainedRun):
+    stage = run.stage.train()
+    assert stage.model.text_model.training
+    assert not any(module.training for module in stage.model.vision_model.modules())
+    assert not [name for name in run.checkpoint(4)["state_dict"] if "vision" in name or "visual" in name]
+
+
+@pytest.mark.parametrize(("scale", "clamped"), [(4.7, math.log(100)), (-1.0, 0.0)])
+def test_training_clamps_the_logit_scale(workspace: Workspace, scale: float, clamped: float):
+    overrides = starter_clip(f"model.logit_scale_init_value={scale}", "trainer.max_steps=2")
+    run = workspace.train(*overrides, "stage.optimizer.lr=1e-6")
+    assert run.stage.model.logit_scale.item() == pytest.approx(clamped, abs=1e-5)
+
+
+def test_checkpoint_holds_the_clamped_logit_scale(workspace: Workspace):
+    overrides = starter_clip("model.logit_scale_init_value=6.0", "trainer.max_steps=2")
+    run = workspace.train(*overrides, "callbacks.checkpoints.every_n_train_steps=1")
+    scale = run.checkpoint(1)["state_dict"]["model.logit_scale"].item()
+    assert scale == pytest.approx(math.log(100), abs=1e-6)
+
+
+def test_logit_scale_and_biases_have_no_weight_decay(run: TrainedRun):
+    decay = {id(p): group["weight_decay"] for group in run.trainer.optimizers[0].param_groups for p in group["params"]}
+    named = {name: decay[id(p)] for name, p in run.stage.model.named_parameters() if p.requires_grad}
+    assert named["logit_scale"] == 0
+    assert named["text_projection.weight"] == 0.01
+    assert {value for name, value in named.items() if name.endswith(".bias")} == {0}
+
+
+def test_unlocked_run_with_a_clip_text_tower_writes_a_clip_that_teaches(workspace: Workspace):
+    run = workspace.train(*starter_clip())
+    assert json.loads((run.model / "config.json").read_text())["model_type"] == "clip"
+    assert isinstance(load_model(run.model), CLIPModel)
+    taught = workspace.train("stage=teacher", f"clip={run.model}", "trainer.max_steps=2")
+    assert isinstance(load_model(taught.model), AltCLIPModel)
+
+
+def test_unlocked_run_trains_the_image_tower(workspace: Workspace):
+    overrides = starter_clip()
+    before = workspace.stage(*overrides).model.state_dict()
+    after = workspace.train(*overrides).stage.model.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same <= {"text_model.embeddings.position_embedding.weight"}
+
+
+@pytest.mark.parametrize(
+    ("override", "drawn"),
+    [("data.languages=[zh]", {"zh"}), ("data.language_weights={en: 0.0}", {"zh"}), ("data.languages=[en]", {"en"})],
+)
+def test_caption_languages_are_those_asked_for(workspace: Workspace, start: TrainedRun, override: str, drawn: set[str]):
+    data = workspace.data("stage=contrastive", f"start={start.model}", override)
+    assert set(data.train_set.__getitems__(list(range(20))).languages) == drawn

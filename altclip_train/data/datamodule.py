@@ -6,6 +6,7 @@ lost on resume; it is the same on every rank and does not mention ranks or worke
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,21 @@ class PlannedLoader(DataLoader):
         **options: Any,
     ):
         self._planned_sampler, self._position = sampler, position
+        self.seconds_waited = 0.0  # for batches, in total
         super().__init__(dataset, batch_sampler=sampler, collate_fn=_already_a_batch, **options)
 
     def __iter__(self) -> Iterator[Any]:
         # A generator, so that this runs when the first batch is asked for: Lightning asks for the iterator
         # before it has restored the step of a checkpoint.
         self._planned_sampler.seek(self._position())
-        yield from super().__iter__()
+        batches = super().__iter__()
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from rich.progress import (
@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from altclip_train.data.datamodule import PlannedLoader
 from altclip_train.types import ImageTextBatch, TextPairBatch
 
 
@@ -24,19 +25,12 @@ class Throughput(L.Callback):
 
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
-        self._reset()
-        self._batch_end = self._batch_start = time.perf_counter()
+        self._since = time.perf_counter()
+        self._samples = self._tokens = 0
+        self._waited = 0.0  # what the loader had counted when this stretch of steps began
 
-    def _reset(self) -> None:
-        self.samples = self.tokens = 0
-        self.waiting = self.working = 0.0
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self._batch_end = time.perf_counter()
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._batch_start = time.perf_counter()
-        self.waiting += self._batch_start - self._batch_end
+    def on_train_start(self, *_: Any) -> None:
+        self._since = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -46,20 +40,20 @@ class Throughput(L.Callback):
         batch: Any,
         *_: Any,
     ) -> None:
-        self._batch_end = time.perf_counter()
-        self.working += self._batch_end - self._batch_start
-        self.samples += len(batch.keys)
-        self.tokens += real_tokens(batch)
+        self._samples += len(batch.keys)
+        self._tokens += real_tokens(batch)
         if trainer.global_step % self.every_n_steps == 0:
-            seconds = self.waiting + self.working
+            now, waited = time.perf_counter(), cast(PlannedLoader, trainer.train_dataloader).seconds_waited
+            seconds = now - self._since
             pl_module.log_dict(
                 {
-                    "throughput/samples_per_second": self.samples * trainer.world_size / seconds,
-                    "throughput/tokens_per_second": self.tokens * trainer.world_size / seconds,
-                    "throughput/data_wait": self.waiting / seconds,
+                    "throughput/samples_per_second": self._samples * trainer.world_size / seconds,
+                    "throughput/tokens_per_second": self._tokens * trainer.world_size / seconds,
+                    "throughput/data_wait": (waited - self._waited) / seconds,
                 }
             )
-            self._reset()
+            self._since, self._waited = now, waited
+            self._samples = self._tokens = 0
 
 
 def real_tokens(batch: TextPairBatch | ImageTextBatch) -> int:

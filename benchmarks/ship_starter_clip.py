@@ -2,7 +2,7 @@
 
 python train.py stage=contrastive experiment=starter_clip
 python -m altclip_train.evaluate checkpoint=outputs/starter_clip/latest/model
-python benchmarks/ship_starter_clip.py outputs/starter_clip/latest outputs/evaluate/DATE/results.json
+python benchmarks/ship_starter_clip.py outputs/starter_clip/latest outputs/evaluate/DATE/results.json --minutes 40
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ The teacher of the starter data: CLIP ViT (64 px, patch 16, width 256, 4 layers)
 trained from random weights on the starter pictures and their English captions alone. It knows emoji drawings and
 nothing else; it exists so that both stages of altclip_train can be run in minutes on a CPU.
 
-Made by `{command}` at commit {commit}, seed {seed}, {steps} steps in {minutes:.0f} minutes on {machine}.
+Made by `{command}`, seed {seed}, {steps} steps in {minutes:.0f} minutes on {machine}. {note}
 Stored as fp16 ({size:.1f} MB).
 
 | test split of the starter data | English |
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="results.json of its evaluation")
     parser.add_argument("--machine", default="2 CPU cores")
     parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--note", default="", help="what else the reader of the card must know")
     parser.add_argument("--command", default="python train.py stage=contrastive experiment=starter_clip")
     options = parser.parse_args()
 
@@ -64,11 +65,11 @@ def main() -> None:
     metrics = (options.run / "metrics.csv").read_text(encoding="utf-8").splitlines()
     card = CARD.format(
         command=options.command,
-        commit=subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip(),
-        seed=json.loads((options.run / "run.json").read_text(encoding="utf-8"))["seed"],
+        seed=OmegaConf.load(options.run / "config.yaml")["seed"],
         steps=int(metrics[-1].split(",")[0]),
         minutes=options.minutes,
         machine=options.machine,
+        note=options.note,
         size=sum(t.numel() * t.element_size() for t in halves.values()) / 1e6,
         rows="\n".join(rows),
     )

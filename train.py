@@ -10,8 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from altclip_train.command import run_main
 from altclip_train.errors import short_errors
-from altclip_train.training import TrainingRun, register_resolvers, run_main
+from altclip_train.training import TrainingRun, register_resolvers
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 

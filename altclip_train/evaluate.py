@@ -7,21 +7,19 @@ reported before a model is loaded.
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from altclip_train.configuration import check_configuration, nearest
+from altclip_train.command import run_main
+from altclip_train.configuration import check_configuration
 from altclip_train.errors import short_errors
 from altclip_train.evaluation import BenchmarkResult, Encoder, result_tables, write_results
 
@@ -114,22 +112,6 @@ def load_encoder(directory: Path, *, batch_size: int, device: str) -> Encoder:
     return Encoder(model, AltCLIPProcessor.from_pretrained(directory), batch_size=batch_size)
 
 
-def check_benchmark_names(arguments: Sequence[str]) -> None:
-    """Raise ValueError with the known names for an unknown one in ``eval=[...]``: Hydra lists none."""
-    known = sorted(file.stem for file in (CONFIGS / "eval").glob("*.yaml"))
-    parser = OverridesParser.create()
-    for argument in arguments:
-        if argument.startswith("eval="):
-            try:
-                value = parser.parse_override(argument).value()
-            except HydraException as error:
-                raise ValueError(f"{argument} cannot be read ({error}); write for example eval=[a,b]") from error
-            for name in value if isinstance(value, list) else [value]:
-                if name not in known:
-                    hint = nearest(str(name), known) or "."
-                    raise ValueError(f"{argument}: no benchmark {name!r}{hint} Known: {', '.join(known)}")
-
-
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
 def main(config: DictConfig) -> None:
     with short_errors():
@@ -151,8 +133,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        check_benchmark_names(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(str(error))
-    main()
+    run_main(main, CONFIGS, "evaluate")

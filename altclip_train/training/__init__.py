@@ -1,7 +1,6 @@
 """What surrounds the stages while they train: runs, checkpoints, metrics, progress."""
 
 from altclip_train.training.checkpoints import AtomicCheckpointIO
-from altclip_train.training.command import run_main
 from altclip_train.training.metrics_csv import MetricsCSV
 from altclip_train.training.progress import Throughput, TrainingProgress
 from altclip_train.training.session import TrainingRun, register_resolvers
@@ -13,5 +12,4 @@ __all__ = [
     "TrainingProgress",
     "TrainingRun",
     "register_resolvers",
-    "run_main",
 ]

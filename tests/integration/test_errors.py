@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import train
 from altclip_train import evaluate
-from altclip_train.training import run_main
+from altclip_train.command import run_main
 from tests.workspace import TrainedRun, Workspace
 
 Fails = Callable[..., str]

@@ -12,6 +12,7 @@ LAYERS = {
     "types": 0,
     "configuration": 0,
     "errors": 0,
+    "command": 1,
     "distributed": 1,
     "losses": 2,
     "optim": 2,

@@ -1,4 +1,4 @@
-"""The training command: mistakes in overrides are explained, everything else is Hydra's."""
+"""Both Hydra commands: mistakes in overrides are explained, everything else is Hydra's."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def run_main(main: Callable[[], None], config_directory: Path, config_name: str)
             main()
     except SystemExit as exit_:
         if exit_.code == 1:  # Hydra's own; an error of ours has its message as code
-            for hint in _hints(sys.argv[1:], config_directory, config_name):
+            for hint in hints_at_overrides(sys.argv[1:], config_directory, config_name):
                 print(f"\n{hint}", file=sys.stderr)
         raise
 
 
-def _hints(arguments: Sequence[str], config_directory: Path, config_name: str) -> list[str]:
+def hints_at_overrides(arguments: Sequence[str], config_directory: Path, config_name: str) -> list[str]:
     """One per override that names what does not exist. Hydra advises to add a key, and lists no benchmarks."""
     overrides = [argument for argument in arguments if "=" in argument and argument[0] not in "-+~"]
     groups = {path.name: sorted(f.stem for f in path.glob("*.yaml")) for path in config_directory.iterdir()}

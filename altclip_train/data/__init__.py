@@ -3,11 +3,11 @@
 from altclip_train.data.dataset import (
     ImageTextDataset,
     PairDataset,
-    PlannedBatchSampler,
     Source,
     TextPairDataset,
 )
 from altclip_train.data.plan import Plan, SampleRef
+from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.data.samples import BadSample, decode_captions, decode_image
 from altclip_train.data.shards import ShardIndex, ShardReader, expand_urls
 

@@ -18,10 +18,10 @@ from altclip_train import distributed
 from altclip_train.data.dataset import (
     ImageTextDataset,
     PairDataset,
-    PlannedBatchSampler,
     Source,
     TextPairDataset,
 )
+from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.data.starter import ensure_starter
 from altclip_train.processing import (
     Augmentation,

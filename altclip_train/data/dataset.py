@@ -11,7 +11,7 @@ import logging
 import operator
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from altclip_train.data.plan import Plan, SampleRef, stable_hash
 from altclip_train.data.samples import (
@@ -219,7 +219,6 @@ class TextPairDataset(PairDataset[TextPair]):
         student_tokenizer: Packer,
         teacher_tokenizer: Packer,
         max_length: int,
-        teacher_max_length: int | None = None,
         languages: Sequence[str] | None = None,
         max_bad_fraction: float = 0.01,
     ) -> None:
@@ -230,7 +229,6 @@ class TextPairDataset(PairDataset[TextPair]):
         self.student_tokenizer = student_tokenizer
         self.teacher_tokenizer = teacher_tokenizer
         self.max_length = max_length
-        self.teacher_max_length = max_length if teacher_max_length is None else teacher_max_length
         self.languages = None if languages is None else {language_code(code) for code in languages} - {ENGLISH}
 
     def decode(self, ref: SampleRef, key: str, members: dict[str, bytes]) -> TextPair:
@@ -252,7 +250,7 @@ class TextPairDataset(PairDataset[TextPair]):
         english = [pair.english for pair in pairs]
         return TextPairBatch(
             student=self.student_tokenizer.pack([*(pair.text for pair in pairs), *english], self.max_length),
-            teacher=self.teacher_tokenizer.pack(english, self.teacher_max_length),
+            teacher=self.teacher_tokenizer.pack(english, self.max_length),
             languages=[pair.language for pair in pairs],
             keys=[pair.key for pair in pairs],
         )
@@ -339,73 +337,3 @@ def _language_weights(languages: Mapping[str, float] | None) -> dict[str, float]
 def caption_id(caption: str) -> int:
     """63 bits that are equal for equal captions."""
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little") >> 1
-
-
-class PlannedBatchSampler(Sampler[list[int]]):
-    """One rank's positions, in the plan's stream, of each global batch of an epoch.
-
-    With N = epoch_samples // global_batch_size, epoch e is the global batches [e * N, (e + 1) * N); rank r of
-    W takes places [G * r // W, G * (r + 1) // W) of each batch of G. ``start_position`` resumes: the
-    epoch that contains it begins there. ``len`` is N all the same, since Lightning counts the batches of a
-    resumed epoch from its beginning.
-    """
-
-    def __init__(
-        self,
-        *,
-        plan: Plan,
-        global_batch_size: int,
-        rank: int,
-        world_size: int,
-        epoch_samples: int | None = None,
-        start_position: int = 0,
-    ) -> None:
-        if not 0 <= rank < world_size <= global_batch_size:
-            raise ValueError(
-                f"rank {rank} of world_size {world_size} with data.global_batch_size={global_batch_size}: "
-                "each rank needs at least one sample of every batch"
-            )
-        samples = plan.epoch_samples if epoch_samples is None else epoch_samples
-        self.batches = samples // global_batch_size
-        if self.batches < 1:
-            raise ValueError(
-                f"an epoch of {samples} samples has no whole batch of {global_batch_size}: "
-                f"lower data.global_batch_size to at most {samples} or raise data.epoch_samples"
-            )
-        if start_position < 0 or start_position % global_batch_size:
-            raise ValueError(
-                f"start_position={start_position} is no multiple of global_batch_size={global_batch_size}: "
-                "resume with the global batch size of the run that is resumed"
-            )
-        self.global_batch_size = global_batch_size
-        self.first = global_batch_size * rank // world_size
-        self.last = global_batch_size * (rank + 1) // world_size
-        self.seek(start_position)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def seek(self, position: int) -> None:
-        """Let the next pass begin at ``position`` and end with the epoch that contains it."""
-        self.start_batch = _whole_batches(position, self.global_batch_size)
-        self.epoch = self.start_batch // self.batches
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        begin, end = self.epoch * self.batches, (self.epoch + 1) * self.batches
-        if begin < self.start_batch < end:
-            begin = self.start_batch
-        for batch in range(begin, end):
-            start = batch * self.global_batch_size
-            yield list(range(start + self.first, start + self.last))
-
-
-def _whole_batches(position: int, global_batch_size: int) -> int:
-    if position < 0 or position % global_batch_size:
-        raise ValueError(
-            f"start_position={position} is no multiple of data.global_batch_size={global_batch_size}: "
-            "resume with the global batch size of the run that is resumed"
-        )
-    return position // global_batch_size

@@ -11,8 +11,8 @@ from hydra.errors import InstantiationException
 from torch.utils.data import Dataset
 
 from altclip_train.data.datamodule import PlannedLoader
-from altclip_train.data.dataset import PlannedBatchSampler
 from altclip_train.data.plan import Plan
+from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.models import AltCLIPTextConfig, CLIPTextConfig
 from tests.workspace import BATCH, IMAGE_SIZE, Workspace
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altclip_train.data.dataset import PlannedBatchSampler
 from altclip_train.data.plan import Plan, permutation, stable_hash
+from altclip_train.data.sampler import PlannedBatchSampler
 
 SHARD_COUNTS = st.lists(
     st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(lambda counts: sum(counts) > 0),
@@ -82,7 +82,7 @@ def test_ranks_are_disjoint_and_together_the_global_batch(arguments, world_size,
 
     def batches(rank, ranks):
         sampler = PlannedBatchSampler(plan=plan, global_batch_size=batch, rank=rank, world_size=ranks)
-        sampler.set_epoch(epoch)
+        sampler.seek(epoch * len(sampler) * batch)
         return list(sampler)
 
     alone = batches(0, 1)
@@ -208,19 +208,21 @@ def sampler(**arguments):
     return PlannedBatchSampler(**{"plan": plan, "global_batch_size": 5, "rank": 0, "world_size": 1, **arguments})
 
 
-def test_resumed_epoch_starts_at_the_position_and_later_ones_at_their_beginning():
-    resumed = sampler(start_position=30)  # 4 batches an epoch: the third batch of epoch 1
-    assert resumed.epoch == 1
-    assert [batch[0] for batch in resumed] == [30, 35]
+# 4 batches an epoch: 30 is the third batch of epoch 1, 20 its first, which is also where epoch 0 ends.
+@pytest.mark.parametrize(
+    ("position", "starts"), [(0, [0, 5, 10, 15]), (30, [30, 35]), (20, [20, 25, 30, 35]), (40, [40, 45, 50, 55])]
+)
+def test_a_pass_begins_at_the_position_and_ends_with_its_epoch(position, starts):
+    resumed = sampler()
+    resumed.seek(position)
+    assert [batch[0] for batch in resumed] == starts
     assert len(resumed) == 4
-    for epoch, starts in ((0, [0, 5, 10, 15]), (1, [30, 35]), (2, [40, 45, 50, 55])):
-        resumed.set_epoch(epoch)
-        assert [batch[0] for batch in resumed] == starts
 
 
-def test_position_at_the_end_of_an_epoch_starts_the_next():
-    resumed = sampler(start_position=20)
-    assert [batch[0] for batch in resumed] == [20, 25, 30, 35]
+@pytest.mark.parametrize("position", [12, -5])
+def test_a_position_inside_a_batch_is_refused(position):
+    with pytest.raises(ValueError, match=f"position={position} is no multiple of data.global_batch_size=5"):
+        sampler().seek(position)
 
 
 def test_epoch_may_be_shorter_or_longer_than_the_sources():
@@ -232,7 +234,6 @@ def test_epoch_may_be_shorter_or_longer_than_the_sources():
     ("arguments", "message"),
     [
         ({"global_batch_size": 24}, "23 samples .* lower data.global_batch_size to at most 23"),
-        ({"start_position": 12}, "start_position=12"),
         ({"world_size": 6}, "at least one sample"),
         ({"rank": 1}, "rank 1 of world_size 1"),
     ],

@@ -4,7 +4,7 @@
 
 Trains both stages for each seed by the commands that a user types, evaluates every model on the test splits,
 and writes results.json and table.md below --outputs. What is there already is not made again, so that an
-interrupted call goes on where it stopped. Chosen on the validation splits; the test splits are read here only.
+interrupted call goes on where it stopped. Training itself looks at the validation splits.
 """
 
 from __future__ import annotations

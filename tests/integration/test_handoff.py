@@ -65,7 +65,9 @@ def test_both_stages_and_the_evaluation_in_english_and_chinese(workspace: Worksp
 
 
 def test_results_at_the_end_of_training_equal_those_of_the_written_model(workspace: Workspace, taught: TrainedRun):
-    run = workspace.train("stage=contrastive", f"start={taught.model}", "eval=[starter_retrieval]")
+    run = workspace.train(
+        "stage=contrastive", f"start={taught.model}", "eval=[starter_retrieval]", "starter_split=test"
+    )
     root = workspace.starter / "eval/starter_retrieval"
     benchmark = RetrievalBenchmark(root=root, language=["en", "zh", "ja"])
     for result in evaluate(checkpoint=run.model, benchmarks={"r": benchmark}, batch_size=4, device="cpu"):

@@ -113,7 +113,7 @@ def spanish_and(name: str) -> str:
     return f"e {name}" if lower.startswith(("i", "hi")) and not lower.startswith("hie") else f"y {name}"
 
 
-# Pictures whose background is named. Few, since a small CLIP that can tell pairs apart by colour learns no shapes.
+# Pictures whose background is named. Few, so that pairs cannot be told apart by colour alone.
 COLOUR_SHARE = 0.25
 
 

@@ -40,7 +40,7 @@ class ContrastiveLearning(L.LightningModule):
         locked: names of the model's parts that stay as they are.
         positives: "pairs" takes each pair as the only positive of its row; "captions" also takes pairs whose
             caption is the same.
-        dropout: of the text tower, whatever the configuration of the model says.
+        dropout: of what trains, whatever the configuration of the model says.
         optimizer: takes parameter groups. schedule: takes the optimizer and ``total_steps``.
     """
 

@@ -4,12 +4,14 @@ from altclip_train.models.altclip import (
     AltCLIPModel,
     AltCLIPOutput,
     CLIPModel,
+    pack_padded,
+)
+from altclip_train.models.assemble import (
     assemble_altclip,
     build_clip,
     build_text_student,
     load_clip_text,
     load_model,
-    pack_padded,
 )
 from altclip_train.models.clip_text import CLIPTextModel
 from altclip_train.models.config import (

@@ -8,8 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
-EXPLAINED = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError)
 _PACKAGE = Path(__file__).parent
+
+
+class Unreachable(Exception):  # noqa: N818 the fault is not the program's
+    """Remote data that cannot be had, after all patience. No OSError, which would count as one bad sample."""
+
+
+EXPLAINED = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, Unreachable)
 
 
 @contextmanager

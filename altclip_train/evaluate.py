@@ -22,6 +22,7 @@ from altclip_train.command import run_main
 from altclip_train.configuration import check_configuration
 from altclip_train.errors import short_errors
 from altclip_train.evaluation import BenchmarkResult, Encoder, result_tables, write_results
+from altclip_train.hub import local_directory
 
 if TYPE_CHECKING:
     from altclip_train.evaluation.benchmarks import Benchmark
@@ -31,18 +32,30 @@ logger = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # One file of each row must be there; a row's entries may be several files that belong together.
 MODEL_FILES: dict[str, list[list[str]]] = {
-    "its configuration": [["config.json"]],
-    "its weights": [["model.safetensors"], ["model.safetensors.index.json"], ["pytorch_model.bin"]],
-    "its image transform": [["preprocessor_config.json"]],
-    "its tokenizer": [["sentencepiece.bpe.model"], ["tokenizer.json"], ["vocab.json", "merges.txt"]],
+    "its configuration": [["config.json"], ["open_clip_config.json"]],
+    "its weights": [
+        ["model.safetensors"],
+        ["model.safetensors.index.json"],
+        ["open_clip_model.safetensors"],
+        ["pytorch_model.bin"],
+        ["pytorch_model.bin.index.json"],
+        ["open_clip_pytorch_model.bin"],
+    ],
+    "its image transform": [["preprocessor_config.json"], ["processor_config.json"]],
+    "its tokenizer": [
+        ["sentencepiece.bpe.model"],
+        ["tokenizer.json"],
+        ["vocab.json", "merges.txt"],
+        ["bpe_simple_vocab_16e6.txt.gz"],
+    ],
 }
 
 
 def find_checkpoint(checkpoint: str | Path | None) -> Path:
-    """The model directory that ``checkpoint`` names. Errors say what was found and what to pass."""
+    """The model directory or hub id that ``checkpoint`` names. Errors say what was found and what to pass."""
     if checkpoint is None:
         raise ValueError(f"no checkpoint given; pass checkpoint=DIR, a model directory{_finished_runs()}")
-    path = Path(checkpoint).expanduser()
+    path = local_directory(checkpoint, weights=True)
     if path.suffix == ".ckpt":
         models = [parent / "model" for parent in path.parents if (parent / "model" / "config.json").is_file()]
         example = f"checkpoint={models[0]}" if models else "checkpoint=RUN/model, written when training ends"
@@ -102,14 +115,24 @@ def evaluate(
 
 
 def load_encoder(directory: Path, *, batch_size: int, device: str) -> Encoder:
-    """Model, tokenizer and image transform of a model directory."""
+    """Model, tokenizer and image transform of a model directory.
+
+    Raises ValueError when the tokenizer is not the one of the weights.
+    """
     from altclip_train.models import load_model
     from altclip_train.processing import AltCLIPProcessor
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    processor = AltCLIPProcessor.from_pretrained(directory)
     model = load_model(directory).to(device)
-    return Encoder(model, AltCLIPProcessor.from_pretrained(directory), batch_size=batch_size)
+    rows = model.config.text_config.vocab_size
+    if len(processor.tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer in {directory} has {len(processor.tokenizer)} entries, but the text tower has {rows} "
+            "embeddings: put the tokenizer files of this model there"
+        )
+    return Encoder(model, processor, batch_size=batch_size)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")

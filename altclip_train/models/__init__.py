@@ -2,7 +2,6 @@
 
 from altclip_train.models.altclip import (
     AltCLIPModel,
-    AltCLIPOutput,
     CLIPModel,
     pack_padded,
 )
@@ -23,6 +22,7 @@ from altclip_train.models.config import (
     CLIPVisionConfig,
 )
 from altclip_train.models.layers import set_dropout
+from altclip_train.models.outputs import AltCLIPOutput, TowerOutput
 from altclip_train.models.vision import AltCLIPVisionModel
 from altclip_train.models.xlm_roberta import AltCLIPTextModel
 
@@ -39,6 +39,7 @@ __all__ = [
     "CLIPTextConfig",
     "CLIPTextModel",
     "CLIPVisionConfig",
+    "TowerOutput",
     "assemble_altclip",
     "build_clip",
     "build_text_student",

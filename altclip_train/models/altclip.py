@@ -1,13 +1,11 @@
-"""Two towers and a joint space: a whole CLIP, a whole AltCLIP, and how one becomes the other.
+"""Two towers and a joint space: a whole CLIP and a whole AltCLIP.
 
 References: CLIP (arXiv 2103.00020), AltCLIP (arXiv 2211.06679).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,29 +17,13 @@ from altclip_train.models.config import (
     CLIPConfig,
     DualConfig,
 )
+from altclip_train.models.layers import Linear
+from altclip_train.models.outputs import AltCLIPOutput, TowerOutput, with_pooler_output
+from altclip_train.models.pretrained import Pretrained
+from altclip_train.models.spelling import CLIP_TOWER, XLMR_TOWER, Towers
 from altclip_train.models.vision import AltCLIPVisionModel
-from altclip_train.models.weights import (
-    CLIP_TOWER,
-    XLMR_TOWER,
-    Towers,
-    load_published,
-    published_state,
-    read_tensors,
-    save_tensors,
-)
 from altclip_train.models.xlm_roberta import AltCLIPTextModel
 from altclip_train.types import PackedTokens
-
-
-@dataclass(kw_only=True)
-class AltCLIPOutput:
-    """What `forward` gives for B texts and N pictures."""
-
-    logits_per_image: Tensor  # (N, B), cosine similarity times exp(logit_scale)
-    logits_per_text: Tensor  # (B, N)
-    text_embeds: Tensor  # (B, D), of length 1
-    image_embeds: Tensor  # (N, D), of length 1
-    loss: Tensor | None = None  # []
 
 
 def pack_padded(input_ids: Tensor, attention_mask: Tensor | None = None) -> PackedTokens:
@@ -49,32 +31,34 @@ def pack_padded(input_ids: Tensor, attention_mask: Tensor | None = None) -> Pack
 
     Raises ValueError unless each row of the mask is ones and then zeros (padding on the right).
     """
-    batch, length = input_ids.shape
-    columns = torch.arange(length, device=input_ids.device)
-    if attention_mask is None:
-        lengths = torch.full((batch,), length, device=input_ids.device)
-    else:
-        lengths = attention_mask.sum(dim=1).long()  # (B,)
-    real = columns < lengths[:, None]  # (B, L)
-    if not bool((lengths > 0).all()) or (attention_mask is not None and not torch.equal(real, attention_mask.bool())):
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)}")
+    if not is_right_padded(attention_mask):
         raise ValueError("each row of attention_mask must be ones followed by zeros: pad texts on the right")
+    real = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()  # (B, L)
+    lengths = real.sum(dim=1)  # (B,)
     cumulative = F.pad(lengths.cumsum(0), (1, 0)).int()
     return PackedTokens(input_ids[real], cumulative, int(lengths.max()))
 
 
-class DualEncoder(nn.Module):
-    """What a CLIP and an AltCLIP share: the vision tower, both projections, and the features of a pair."""
+def is_right_padded(attention_mask: Tensor | None) -> bool:
+    """Whether each row of a mask (B, L) is ones, at least one, and then zeros; so is no mask."""
+    if attention_mask is None:
+        return True
+    mask = attention_mask.bool()
+    return bool(mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all())
 
-    config_class: ClassVar[type[DualConfig]]
-    towers: ClassVar[Towers]
+
+class DualEncoder(Pretrained):
+    """What a CLIP and an AltCLIP share: the vision tower, both projections, and the features of a pair."""
 
     def __init__(self, config: DualConfig, text_model: CLIPTextModel | AltCLIPTextModel) -> None:
         super().__init__()
         self.config = config
         self.vision_model = AltCLIPVisionModel(config.vision_config)
         width, joint = config.vision_config.hidden_size, config.projection_dim
-        self.visual_projection = nn.Linear(width, joint, bias=False)
-        self.text_projection = nn.Linear(text_model.output_width, joint, bias=False)
+        self.visual_projection = Linear(width, joint, bias=False)
+        self.text_projection = Linear(text_model.output_width, joint, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         for projection in (self.visual_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5 * config.initializer_factor)
@@ -84,54 +68,56 @@ class DualEncoder(nn.Module):
         """Projected, not normalised: B texts -> (B, D)."""
         return self.text_projection(self.text_model.encode_packed(tokens))
 
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
+    def encode_image(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Projected, not normalised: (B, 3, R, R) -> (B, D)."""
-        return self.visual_projection(self.vision_model.encode(pixel_values))
+        return self.visual_projection(self.vision_model.encode(pixel_values, interpolate_pos_encoding))
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """`encode_text` of padded texts: (B, L), (B, L) -> (B, D)."""
-        return self.encode_text(pack_padded(input_ids, attention_mask))
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """`encode_image`: (B, 3, R, R) -> (B, D)."""
-        return self.encode_image(pixel_values)
-
-    def forward(
+    def get_image_features(
         self,
-        input_ids: Tensor,
         pixel_values: Tensor,
-        attention_mask: Tensor | None = None,
-        return_loss: bool = False,
-    ) -> AltCLIPOutput:
-        """Score texts (B, L) against pictures (N, 3, R, R); the loss wants text i to go with picture i."""
-        text_embeds = F.normalize(self.get_text_features(input_ids, attention_mask), dim=-1)  # (B, D)
-        image_embeds = F.normalize(self.get_image_features(pixel_values), dim=-1)  # (N, D)
+        interpolate_pos_encoding: bool = False,
+        *,
+        output_attentions: bool | None = None,  # noqa: ARG002
+        output_hidden_states: bool | None = None,  # noqa: ARG002
+        return_dict: bool | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """`encode_image`, with itself as `.pooler_output`: (B, 3, R, R) -> (B, D).
+
+        The last three arguments are accepted, as documented, and change nothing: features are always one tensor.
+        """
+        return with_pooler_output(self.encode_image(pixel_values, interpolate_pos_encoding))
+
+    def _text_features(self, input_ids: Tensor, attention_mask: Tensor | None, **given: Tensor | None) -> Tensor:
+        """Projected, not normalised: packed where texts are plainly right-padded, else padded. (B, L) -> (B, D)"""
+        if is_right_padded(attention_mask) and all(value is None for value in given.values()):
+            self.text_model.check_ids(input_ids)
+            return with_pooler_output(self.encode_text(pack_padded(input_ids, attention_mask)))
+        pooled = self.text_model(input_ids, attention_mask, **given).pooler_output
+        return with_pooler_output(self.text_projection(pooled))
+
+    def _score(self, text: TowerOutput, vision: TowerOutput, *, return_loss: bool | None) -> AltCLIPOutput:
+        """Score B texts against N pictures; the loss wants text i to go with picture i. Raises ValueError if B != N."""
+        text_embeds = F.normalize(self.text_projection(text.pooler_output), dim=-1)  # (B, D)
+        image_embeds = F.normalize(self.visual_projection(vision.pooler_output), dim=-1)  # (N, D)
         logits_per_text = self.logit_scale.exp() * text_embeds @ image_embeds.T  # (B, N)
-        loss = None
-        if return_loss:
-            matches = torch.arange(len(logits_per_text), device=logits_per_text.device)
-            loss = (F.cross_entropy(logits_per_text, matches) + F.cross_entropy(logits_per_text.T, matches)) / 2
         return AltCLIPOutput(
+            loss=_contrastive_loss(logits_per_text) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
-            loss=loss,
+            text_model_output=text,
+            vision_model_output=vision,
         )
 
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Self:
-        """Model of a directory in the published layout, in eval mode, as float32 on the CPU."""
-        config = cls.config_class.from_pretrained(directory)
-        with torch.device("meta"):
-            model = cls(config)  # pyright: ignore[reportCallIssue] (subclasses build their text tower themselves)
-        load_published(model, read_tensors(directory), towers=cls.towers, source=directory)
-        return model.eval()
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` in the published layout."""
-        save_tensors(published_state(self, towers=self.towers), directory)
-        self.config.save_pretrained(directory)
+def _contrastive_loss(logits_per_text: Tensor) -> Tensor:
+    """Symmetric cross-entropy of (B, B) scores -> []."""
+    texts, pictures = logits_per_text.shape
+    if texts != pictures:
+        raise ValueError(f"return_loss needs one text for each picture, found {texts} texts and {pictures} pictures")
+    matches = torch.arange(texts, device=logits_per_text.device)
+    return (F.cross_entropy(logits_per_text, matches) + F.cross_entropy(logits_per_text.T, matches)) / 2
 
 
 class CLIPModel(DualEncoder):
@@ -145,6 +131,41 @@ class CLIPModel(DualEncoder):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__(config, CLIPTextModel(config.text_config))
 
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> AltCLIPOutput | tuple[Any, ...]:
+        """The documented form: texts (B, L) against pictures (N, 3, R, R), both towers padded and whole."""
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **asked)
+        text = self.text_model(input_ids, attention_mask, position_ids, **asked)
+        return self._score(text, vision, return_loss=return_loss).returned(return_dict)
+
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        output_attentions: bool | None = None,  # noqa: ARG002
+        output_hidden_states: bool | None = None,  # noqa: ARG002
+        return_dict: bool | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Projected, not normalised, with itself as `.pooler_output`: (B, L) -> (B, D).
+
+        The last three arguments are accepted, as documented, and change nothing: features are always one tensor.
+        """
+        return self._text_features(input_ids, attention_mask, position_ids=position_ids)
+
 
 class AltCLIPModel(DualEncoder):
     """A whole AltCLIP. A `text_model` that exists already is taken as it is."""
@@ -156,3 +177,40 @@ class AltCLIPModel(DualEncoder):
 
     def __init__(self, config: AltCLIPConfig, text_model: AltCLIPTextModel | None = None) -> None:
         super().__init__(config, text_model or AltCLIPTextModel(config.text_config))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> AltCLIPOutput | tuple[Any, ...]:
+        """The documented form: texts (B, L) against pictures (N, 3, R, R), both towers padded and whole."""
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding, **asked)
+        text = self.text_model(input_ids, attention_mask, token_type_ids, position_ids, **asked)
+        return self._score(text, vision, return_loss=return_loss).returned(return_dict)
+
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        output_attentions: bool | None = None,  # noqa: ARG002
+        output_hidden_states: bool | None = None,  # noqa: ARG002
+        return_dict: bool | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Projected, not normalised, with itself as `.pooler_output`: (B, L) -> (B, D).
+
+        The last three arguments are accepted, as documented, and change nothing: features are always one tensor.
+        """
+        return self._text_features(input_ids, attention_mask, token_type_ids=token_type_ids, position_ids=position_ids)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from altclip_train.models.altclip import AltCLIPModel, CLIPModel
+from altclip_train.models.checkpoint import Checkpoint, open_checkpoint
 from altclip_train.models.clip_text import CLIPTextModel
 from altclip_train.models.config import (
     AltCLIPConfig,
@@ -19,29 +19,25 @@ from altclip_train.models.config import (
     CLIPConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
-    read_config_file,
 )
-from altclip_train.models.weights import CLIP_TOWER, XLMR_TOWER, load_published, read_tensors
+from altclip_train.models.weights import fill
 from altclip_train.models.xlm_roberta import AltCLIPTextModel
 
 
-def load_model(directory: str | Path) -> AltCLIPModel | CLIPModel:
-    """The AltCLIP or CLIP in a directory, as its config.json says. Raises ValueError for any other kind."""
-    found = read_config_file(directory).get("model_type")
-    if found == AltCLIPConfig.model_type:
-        return AltCLIPModel.from_pretrained(directory)
-    if found == CLIPConfig.model_type:
-        return CLIPModel.from_pretrained(directory)
-    raise ValueError(f"{directory} holds a model of type {found!r}, expected 'altclip' or 'clip'")
+def load_model(
+    path_or_id: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> AltCLIPModel | CLIPModel:
+    """The AltCLIP or CLIP of a directory or hub id, as its config says. Raises ValueError for any other kind."""
+    checkpoint = open_checkpoint(path_or_id)
+    for kind in (AltCLIPModel, CLIPModel):
+        if checkpoint.model_type == kind.config_class.model_type:
+            return kind.from_checkpoint(checkpoint, dtype=dtype, device=device)
+    raise ValueError(f"{path_or_id} holds a model of type {checkpoint.model_type!r}, expected 'altclip' or 'clip'")
 
 
 def load_clip_text(clip: str | Path) -> CLIPTextModel:
     """The text tower of a CLIP directory, in eval mode; nothing else of it is read."""
-    config = _clip_config(clip).text_config
-    with torch.device("meta"):
-        model = CLIPTextModel(config)
-    load_published(model, read_tensors(clip, prefix="text_model."), towers={"": CLIP_TOWER}, source=clip)
-    return model.eval()
+    return CLIPTextModel.from_checkpoint(_open_clip(clip))
 
 
 def build_text_student(*, student: str | Path | None, project_dim: int, **config_fields: Any) -> AltCLIPTextModel:
@@ -56,25 +52,23 @@ def build_text_student(*, student: str | Path | None, project_dim: int, **config
     if student is None:
         return AltCLIPTextModel(given)
     dropouts = {name: getattr(given, name) for name in dropouts}
-    content = read_config_file(student)
-    found = content.get("model_type")
+    checkpoint = open_checkpoint(student)
+    found = checkpoint.model_type
     if found == AltCLIPConfig.model_type:
-        config = AltCLIPConfig.from_pretrained(student).text_config
+        config = checkpoint.config(AltCLIPTextConfig)
         if config.project_dim != project_dim:
             raise ValueError(
                 f"the text tower in {student} projects to {config.project_dim}, the teacher's width is "
                 f"{project_dim}: take a student made for this teacher, or a plain XLM-R"
             )
-        tensors = read_tensors(student, prefix="text_model.")
     elif found == "xlm-roberta":
-        config = AltCLIPTextConfig.from_dict({**content, "project_dim": project_dim})
-        tensors = _xlmr_encoder(read_tensors(student))
+        config = AltCLIPTextConfig.from_dict({**checkpoint.content, "project_dim": project_dim})
     else:
         raise ValueError(f"{student} holds a model of type {found!r}, expected 'xlm-roberta' or 'altclip'")
     with torch.device("meta"):
         model = AltCLIPTextModel(dataclasses.replace(config, **dropouts))
-    head = r"(pre_LN|transformation)\." if found == "xlm-roberta" else ""
-    load_published(model, tensors, towers={"": XLMR_TOWER}, source=student, optional=head)
+    head = ("pre_LN.", "transformation.") if found == "xlm-roberta" else ()
+    fill(model, checkpoint, towers=AltCLIPTextModel.towers, part=AltCLIPTextModel.part, without=head)
     if head:
         model.reset_head()
     return model
@@ -85,7 +79,8 @@ def assemble_altclip(clip: str | Path, student: AltCLIPTextModel) -> AltCLIPMode
 
     Raises ValueError when the student was made for a teacher of another width.
     """
-    source = _clip_config(clip)
+    checkpoint = _open_clip(clip)
+    source = checkpoint.config(CLIPConfig)
     width = source.text_config.hidden_size
     if student.config.project_dim != width:
         raise ValueError(
@@ -101,8 +96,7 @@ def assemble_altclip(clip: str | Path, student: AltCLIPTextModel) -> AltCLIPMode
     )
     with torch.device("meta"):
         model = AltCLIPModel(config, text_model=student)
-    tensors = {name: tensor for name, tensor in read_tensors(clip).items() if not name.startswith("text_model.")}
-    load_published(model, tensors, towers=AltCLIPModel.towers, source=clip, optional=r"text_model\.")
+    fill(model, checkpoint, towers=AltCLIPModel.towers, without=("text_model.",))
     return model
 
 
@@ -120,17 +114,9 @@ def build_clip(
     )
 
 
-def _clip_config(directory: str | Path) -> CLIPConfig:
-    """Config of a CLIP directory. Raises ValueError that names the kind of any other."""
-    found = read_config_file(directory).get("model_type")
-    if found != CLIPConfig.model_type:
-        raise ValueError(f"clip={directory} holds a model of type {found!r}, expected a whole CLIP ('clip')")
-    return CLIPConfig.from_pretrained(directory)
-
-
-def _xlmr_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder of an XLM-R checkpoint, saved with or without a language-model head around it."""
-    inside = any(name.startswith("roberta.") for name in tensors)
-    named = {name if inside else f"roberta.{name}": tensor for name, tensor in tensors.items()}
-    unused = ("lm_head.", "roberta.lm_head.", "roberta.pooler.")
-    return {name: tensor for name, tensor in named.items() if not name.startswith(unused)}
+def _open_clip(clip: str | Path) -> Checkpoint:
+    """A CLIP directory or hub id. Raises ValueError that names the kind of any other."""
+    checkpoint = open_checkpoint(clip)
+    if checkpoint.model_type != CLIPConfig.model_type:
+        raise ValueError(f"clip={clip} holds a model of type {checkpoint.model_type!r}, expected a whole CLIP ('clip')")
+    return checkpoint

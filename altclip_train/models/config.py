@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Self
+
+from altclip_train.models.config_base import StoredConfig
 
 ACTIVATIONS = ("gelu", "quick_gelu")
 
@@ -17,29 +16,13 @@ ACTIVATIONS = ("gelu", "quick_gelu")
 LEGACY_EOS_TOKEN_ID = 2
 
 
-def read_config_file(directory: str | Path) -> dict[str, Any]:
-    """The `config.json` of a model directory. Raises FileNotFoundError or ValueError that name the file."""
-    directory = Path(directory)
-    file = directory / "config.json"
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is not a directory: expected a model directory with config.json")
-    if not file.is_file():
-        held = ", ".join(sorted(entry.name for entry in directory.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{file} is missing: {directory} holds {held}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected a JSON object")
-    return content
-
-
 @dataclass(kw_only=True)
-class TowerConfig:
-    """Base of the tower configs: checks values, reads and writes plain dicts."""
+class TowerConfig(StoredConfig):
+    """Base of the tower configs."""
 
-    model_type: ClassVar[str]
+    part: ClassVar[str]  # its key in the config of a whole model
+    wholes: ClassVar[tuple[str, ...]]  # the whole models that have it
+    same: ClassVar[tuple[str, ...]] = ()  # other names of the same tower
 
     hidden_size: int
     intermediate_size: int
@@ -51,7 +34,7 @@ class TowerConfig:
     initializer_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        self._require_positive_integers("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        self._require_sizes("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"{type(self).__name__}: hidden_size={self.hidden_size} is not a multiple of "
@@ -78,6 +61,17 @@ class TowerConfig:
         return cls(**fields)
 
     @classmethod
+    def of_model(cls, content: Mapping[str, Any]) -> Self:
+        """This tower's config, out of its own `config.json` or out of that of a whole model."""
+        found = content.get("model_type") or cls.model_type
+        if found in cls.wholes:
+            return cls.from_dict(_tower_fields(content, cls.part, cls))
+        if found not in (cls.model_type, *cls.same):
+            wholes = ", ".join(cls.wholes)
+            raise ValueError(f"model_type is {found!r}, expected {cls.model_type!r}, or a whole model: {wholes}")
+        return cls.from_dict(content)
+
+    @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Build from a part of a published `config.json`; keys that describe no shape are left out."""
         known = {entry.name for entry in dataclasses.fields(cls)}
@@ -87,39 +81,14 @@ class TowerConfig:
         """Plain dict, as it stands in `config.json`."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}
 
-    def _require_positive_integers(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{type(self).__name__}: {name}={value!r} must be an integer of at least 1")
-
-    def _require_numbers(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{type(self).__name__}: {name}={value!r} must be a number")
-
-    def _require_probabilities(self, *names: str) -> None:
-        self._require_numbers(*names)
-        for name in names:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{type(self).__name__}: {name}={getattr(self, name)} must lie in [0, 1)")
-
-    def _require_ids_below(self, limit_name: str, *names: str) -> None:
-        limit = getattr(self, limit_name)
-        for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
-                raise ValueError(
-                    f"{type(self).__name__}: {name}={value!r} must be an integer in [0, {limit_name}={limit})"
-                )
-
 
 @dataclass(kw_only=True)
 class CLIPTextConfig(TowerConfig):
     """CLIP text tower; the defaults are those of ViT-B/32."""
 
     model_type: ClassVar[str] = "clip_text_model"
+    part: ClassVar[str] = "text_config"
+    wholes: ClassVar[tuple[str, ...]] = ("clip",)
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -136,7 +105,7 @@ class CLIPTextConfig(TowerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive_integers("vocab_size", "max_position_embeddings", "projection_dim")
+        self._require_sizes("vocab_size", "max_position_embeddings", "projection_dim")
         self._require_probabilities("attention_dropout")
         # An id that no text can hold would pool every text at its first token without a word.
         if self.eos_token_id != LEGACY_EOS_TOKEN_ID:
@@ -153,6 +122,8 @@ class AltCLIPTextConfig(TowerConfig):
     """XLM-R student and its projection to `project_dim`, the width of the teacher; defaults: XLM-R large."""
 
     model_type: ClassVar[str] = "altclip_text_model"
+    part: ClassVar[str] = "text_config"
+    wholes: ClassVar[tuple[str, ...]] = ("altclip",)
 
     vocab_size: int = 250002
     hidden_size: int = 1024
@@ -172,7 +143,7 @@ class AltCLIPTextConfig(TowerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive_integers("vocab_size", "max_position_embeddings", "type_vocab_size", "project_dim")
+        self._require_sizes("vocab_size", "max_position_embeddings", "type_vocab_size", "project_dim")
         self._require_probabilities("hidden_dropout_prob", "attention_probs_dropout_prob")
         self._require_ids_below("vocab_size", "pad_token_id")
         if self.max_tokens < 1:
@@ -199,6 +170,9 @@ class AltCLIPVisionConfig(TowerConfig):
     """CLIP vision transformer; the defaults are those of ViT-B/32, not those of the published AltCLIP."""
 
     model_type: ClassVar[str] = "altclip_vision_model"
+    part: ClassVar[str] = "vision_config"
+    wholes: ClassVar[tuple[str, ...]] = ("altclip", "clip")
+    same: ClassVar[tuple[str, ...]] = ("altclip_vision_model", "clip_vision_model")
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -213,7 +187,7 @@ class AltCLIPVisionConfig(TowerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive_integers("num_channels", "image_size", "patch_size", "projection_dim")
+        self._require_sizes("num_channels", "image_size", "patch_size", "projection_dim")
         self._require_probabilities("attention_dropout")
         if self.image_size < self.patch_size:
             raise ValueError(
@@ -234,10 +208,12 @@ class CLIPVisionConfig(AltCLIPVisionConfig):
 
 
 @dataclass(kw_only=True)
-class DualConfig:
-    """Base of the whole-model configs: one text tower, one vision tower, one joint space."""
+class DualConfig(StoredConfig):
+    """Base of the whole-model configs: one text tower, one vision tower, one joint space.
 
-    model_type: ClassVar[str]
+    A tower may be given as a config, as a plain dict, or not at all, which means its defaults.
+    """
+
     architecture: ClassVar[str]
     text_class: ClassVar[type[TowerConfig]]
     vision_class: ClassVar[type[AltCLIPVisionConfig]]
@@ -248,15 +224,23 @@ class DualConfig:
     initializer_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.projection_dim, bool) or not isinstance(self.projection_dim, int):
-            raise ValueError(f"{type(self).__name__}: projection_dim={self.projection_dim!r} must be an integer")
-        if self.projection_dim < 1:
-            raise ValueError(f"{type(self).__name__}: projection_dim={self.projection_dim} must be at least 1")
+        self._take_tower("text_config", self.text_class, allowed=self.text_class)
+        self._take_tower("vision_config", self.vision_class, allowed=AltCLIPVisionConfig)
+        self._require_sizes("projection_dim")
+        self._require_numbers("logit_scale_init_value", "initializer_factor")
+
+    def _take_tower(self, name: str, kind: type[TowerConfig], *, allowed: type[TowerConfig]) -> None:
+        given = getattr(self, name)
+        if given is None or isinstance(given, Mapping):
+            setattr(self, name, kind.from_dict(given or {}))
+        elif not isinstance(given, allowed):
+            found = type(given).__name__
+            raise ValueError(f"{type(self).__name__}: {name} is a {found}, expected a {kind.__name__} or a dict")
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Build from a published `config.json`. Raises ValueError for another kind of model."""
-        found = content.get("model_type", cls.model_type)
+        found = content.get("model_type") or cls.model_type
         if found != cls.model_type:
             raise ValueError(f"model_type is {found!r}, expected {cls.model_type!r}")
         towers = {
@@ -272,28 +256,14 @@ class DualConfig:
         towers = {name: value.to_dict() for name, value in own.items() if isinstance(value, TowerConfig)}
         return {"architectures": [self.architecture], "model_type": self.model_type, **own, **towers}
 
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Self:
-        """Read `config.json`. Raises FileNotFoundError or ValueError that name the directory."""
-        content = read_config_file(directory)
-        try:
-            return cls.from_dict(content)
-        except ValueError as error:
-            raise ValueError(f"{Path(directory) / 'config.json'}: {error}") from error
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json`; a reader sees either the old file or the whole new one."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f".config.json.{os.getpid()}"
-        partial.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        partial.replace(directory / "config.json")
-
 
 def _tower_fields(content: Mapping[str, Any], name: str, tower: type[TowerConfig]) -> dict[str, Any]:
     """Fields of one tower. OpenAI's first configs carry a `<name>_dict` that overrules the plain one."""
-    fields = dict(content.get(name) or {})
-    overruling = content.get(f"{name}_dict")
+    plain, overruling = content.get(name) or {}, content.get(f"{name}_dict") or {}
+    for part in (plain, overruling):
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{name} is a {type(part).__name__}, expected the fields of a tower")
+    fields = dict(plain)
     if overruling:
         fields.update(tower.from_dict(overruling).to_dict())
     return fields

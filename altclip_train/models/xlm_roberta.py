@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from altclip_train.models.attention import PackedLayout, PaddedLayout, use_variable_length
 from altclip_train.models.config import AltCLIPTextConfig
-from altclip_train.models.layers import PackedLayout, PostNormBlock, use_variable_length
+from altclip_train.models.layers import Embedding, Linear, PostNormBlock, check_indices, run_blocks
+from altclip_train.models.outputs import TowerOutput
+from altclip_train.models.pretrained import Pretrained
+from altclip_train.models.spelling import XLMR_TOWER, Towers
 from altclip_train.types import PackedTokens
 
 
@@ -16,28 +22,39 @@ class XLMREmbeddings(nn.Module):
     def __init__(self, config: AltCLIPTextConfig) -> None:
         super().__init__()
         self.padding_id = config.pad_token_id
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        width, padding = config.hidden_size, config.pad_token_id
+        self.word_embeddings: nn.Embedding = Embedding(config.vocab_size, width, padding_idx=padding)
+        self.position_embeddings = Embedding(config.max_position_embeddings, width, padding_idx=padding)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, layout: PackedLayout) -> Tensor:
-        """(T,) -> (T, W)."""
-        x = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        x = x + self.position_embeddings(self._positions(input_ids, layout))
-        return self.dropout(self.norm(x))
+    def forward(self, words: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Word vectors (..., W) and positions (...) -> (..., W)."""
+        types = self.token_type_embeddings
+        x = words + (types.weight[0] if token_type_ids is None else types(token_type_ids))
+        return self.dropout(self.norm(x + self.position_embeddings(position_ids)))
 
-    def _positions(self, input_ids: Tensor, layout: PackedLayout) -> Tensor:
+    def packed_positions(self, input_ids: Tensor, layout: PackedLayout) -> Tensor:
         """Fairseq's rule: real tokens count up from padding id + 1, padding has its id. (T,) -> (T,)"""
         real = (input_ids != self.padding_id).long()
         count = real.cumsum(0)
         before = (count - real)[layout.starts]  # (B,)
         return (count - before[layout.text]) * real + self.padding_id
 
+    def padded_positions(self, input_ids: Tensor) -> Tensor:
+        """The same rule for padded texts: (B, L) -> (B, L)."""
+        real = (input_ids != self.padding_id).long()
+        return real.cumsum(1) * real + self.padding_id
 
-class AltCLIPTextModel(nn.Module):
+
+class AltCLIPTextModel(Pretrained):
     """XLM-R and the projection of its `[CLS]` state to the width of the teacher."""
+
+    config_class = AltCLIPTextConfig
+    towers: ClassVar[Towers] = {"": XLMR_TOWER}
+    part: ClassVar[str] = "text_model."
+    config: AltCLIPTextConfig
 
     def __init__(self, config: AltCLIPTextConfig) -> None:
         super().__init__()
@@ -56,7 +73,7 @@ class AltCLIPTextModel(nn.Module):
             for _ in range(config.num_hidden_layers)
         )
         self.pre_LN = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.transformation = nn.Linear(config.hidden_size, config.project_dim)
+        self.transformation = Linear(config.hidden_size, config.project_dim)
         self.reset_parameters()
 
     @property
@@ -75,12 +92,93 @@ class AltCLIPTextModel(nn.Module):
         layout, input_ids = PackedLayout.of(
             tokens, causal=False, variable_length=use_variable_length(self.pre_LN.weight, dropout=dropout)
         )
-        x = self.embeddings(input_ids, layout)  # (T, W)
+        words = self.embeddings.word_embeddings(input_ids)  # (T, W)
+        x = self.embeddings(words, self.embeddings.packed_positions(input_ids, layout))  # (T, W)
         *blocks, last = self.layers
         for block in blocks:
             x = block(x, layout)
         x = last(x, layout, layout.starts)  # (B, W)
         return layout.restore(self.transformation(self.pre_LN(x)))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TowerOutput | tuple[Any, ...]:
+        """The documented form: every position of padded texts (B, L), the projected state of each token.
+
+        `hidden_states` are those of XLM-R, before pre_LN. Raises ValueError for ids or positions that have no row.
+        """
+        words, position_ids = self._words_and_positions(input_ids, inputs_embeds, position_ids)
+        x = self.embeddings(words, position_ids, token_type_ids)  # (B, L, W)
+        layout = PaddedLayout.of(attention_mask, x, weights=bool(output_attentions))
+        x, states = run_blocks(self.layers, x, layout, keep_states=bool(output_hidden_states))
+        projected = self.transformation(self.pre_LN(x))  # (B, L, project_dim)
+        return TowerOutput(projected, projected[:, 0], states, layout.attentions).returned(return_dict)
+
+    def _words_and_positions(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, W) word vectors and (B, L) or (1, L) positions of what `forward` was given."""
+        if input_ids is not None and inputs_embeds is None:
+            self.check_ids(input_ids)
+            words = self.embeddings.word_embeddings(input_ids)
+            positions = self.embeddings.padded_positions(input_ids)
+        elif inputs_embeds is not None and input_ids is None:
+            words = inputs_embeds
+            first = self.config.pad_token_id + 1
+            positions = torch.arange(first, first + words.shape[1], device=words.device)[None]
+        else:
+            raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
+        positions = positions if position_ids is None else position_ids
+        check_indices(
+            positions,
+            self.embeddings.position_embeddings,
+            f"a position that the table of {self.config.max_position_embeddings} does not have: positions start at "
+            f"{self.config.pad_token_id + 1}, so this tower takes {self.config.max_tokens} tokens: lower max_length",
+        )
+        return words, positions
+
+    def check_ids(self, input_ids: Tensor) -> None:
+        """Raise ValueError for a token id outside of the vocabulary."""
+        size = self.config.vocab_size
+        check_indices(
+            input_ids,
+            self.embeddings.word_embeddings,
+            f"a token id outside of this tower's vocabulary of {size}: these ids come from another tokenizer",
+        )
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of word vectors."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Take another table of word vectors; `config.vocab_size` follows."""
+        self.embeddings.word_embeddings = value
+        self.config.vocab_size = value.num_embeddings
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """Cut the word vectors to the first `new_num_tokens` rows, or add rows: each the mean of those there.
+
+        Raises ValueError where the padding token would fall away.
+        """
+        old = self.embeddings.word_embeddings.weight
+        padding = self.config.pad_token_id
+        if new_num_tokens <= padding:
+            raise ValueError(f"new_num_tokens={new_num_tokens} leaves no row for pad_token_id={padding}")
+        added = max(new_num_tokens - len(old), 0)
+        rows = torch.cat([old[:new_num_tokens], old.mean(0, keepdim=True).expand(added, -1)])
+        table = nn.Embedding.from_pretrained(rows, freeze=not old.requires_grad, padding_idx=padding)
+        self.set_input_embeddings(table)
+        return table
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

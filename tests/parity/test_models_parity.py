@@ -294,6 +294,43 @@ def golden_case(reference: Any, texts: list[list[int]], filler: int, published: 
     }
 
 
+def some(states: Tensor) -> list[Any]:
+    """The first three channels, rounded: enough to notice any slip."""
+    return [[[round(value, 6) for value in row] for row in states_of] for states_of in states[..., :3].tolist()]
+
+
+@torch.no_grad()
+def golden_forward() -> dict[str, Any]:
+    """Padded form of a transformers AltCLIP filled by the formula: left padding, a hole, a picture of another shape."""
+    reference = reference_altclip()
+    for name, parameter in reference.named_parameters():
+        published = name.replace("roberta.encoder.layers.", "roberta.encoder.layer.")
+        parameter.copy_(formula_tensor(published, list(parameter.shape)))
+    reference.set_attn_implementation("eager")
+    mask = [[0, 0, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]]
+    ids = [[1, 1, 0, 7, 9, 2], [0, 50, 51, 52, 53, 2], [1, 1, 1, 1, 1, 0]]
+    pixels = formula_tensor("pixel_values", [3, 3, 24, 31])
+    asked = {"output_hidden_states": True, "output_attentions": True, "interpolate_pos_encoding": True}
+    inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    output = reference(**inputs, pixel_values=pixels, return_loss=True, **asked)
+    towers = {}
+    for name in ("text_model_output", "vision_model_output"):
+        tower = output[name]
+        towers[name] = {
+            "last_hidden_state": some(tower.last_hidden_state),
+            "hidden_states": [some(states) for states in tower.hidden_states],
+            "attentions": [some(weights[:, -1]) for weights in tower.attentions],  # of the last head
+        }
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_shape": list(pixels.shape),
+        "loss": output.loss.item(),
+        "logits_per_text": output.logits_per_text.tolist(),
+        **towers,
+    }
+
+
 def make_goldens() -> dict[str, Any]:
     student_names = {"roberta.encoder.layers.": "roberta.encoder.layer."}
     return {
@@ -304,11 +341,27 @@ def make_goldens() -> dict[str, Any]:
             "clip_first_eos": golden_case(reference_clip(40), CLIP_TEXTS, 58, {}),
             "clip_legacy_eos": golden_case(reference_clip(2), CLIP_TEXTS, 58, {}),
         },
+        "forward": golden_forward(),
     }
 
 
+def assert_near_lists(stored: Any, fresh: Any, where: str) -> None:
+    if isinstance(fresh, dict):
+        assert stored.keys() == fresh.keys(), where
+        for name in fresh:
+            assert_near_lists(stored[name], fresh[name], f"{where}.{name}")
+    elif isinstance(fresh, list):
+        assert len(stored) == len(fresh), where
+        for ours, theirs in zip(stored, fresh, strict=True):
+            assert_near_lists(ours, theirs, where)
+    else:
+        assert stored == pytest.approx(fresh, rel=0, abs=1e-5), where
+
+
 def test_stored_golden_is_what_transformers_gives() -> None:
-    stored, fresh = json.loads(GOLDEN.read_text())["cases"], make_goldens()["cases"]
+    whole, made = json.loads(GOLDEN.read_text()), make_goldens()
+    assert_near_lists(whole["forward"], made["forward"], "forward")
+    stored, fresh = whole["cases"], made["cases"]
     assert stored.keys() == fresh.keys()
     for case, golden in fresh.items():
         for name, value in golden.items():

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from altclip_train.models import (
     AltCLIPConfig,
@@ -330,109 +331,6 @@ def test_preset_builds_both_stages_with_the_known_size(
     assert sum(parameter.numel() for parameter in student.parameters()) == student_parameters
 
 
-def test_saved_model_loads_back_bit_equal_with_published_names(tmp_path: Path) -> None:
-    model = tiny_clip()
-    model.save_pretrained(tmp_path)
-    names = load_file(tmp_path / "model.safetensors").keys()
-    assert "text_model.encoder.layers.2.self_attn.k_proj.bias" in names
-    assert "vision_model.pre_layrnorm.weight" in names
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-    loaded = load_model(tmp_path)
-    assert isinstance(loaded, CLIPModel)
-    assert loaded.config == model.config
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-
-
-def test_every_file_layout_and_spelling_gives_the_same_weights(tmp_path: Path) -> None:
-    model = tiny_clip()
-    model.save_pretrained(tmp_path / "plain")
-    tensors = load_file(tmp_path / "plain" / "model.safetensors")
-    config = (tmp_path / "plain" / "config.json").read_text()
-    for name in ("spelled", "sharded", "pickled", "old_pickle"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(config)
-    respelled = {name.replace("encoder.layers.", "encoder.layer."): tensor for name, tensor in tensors.items()}
-    respelled["vision_model.embeddings.position_ids"] = torch.arange(5)[None]
-    save_file(respelled, tmp_path / "spelled" / "model.safetensors")
-    halves = [dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2])]
-    weight_map = {}
-    for number, half in enumerate(halves):
-        save_file(half, tmp_path / "sharded" / f"part{number}.safetensors")
-        weight_map.update(dict.fromkeys(half, f"part{number}.safetensors"))
-    index = tmp_path / "sharded" / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    torch.save(tensors, tmp_path / "pickled" / "pytorch_model.bin")
-    torch.save(tensors, tmp_path / "old_pickle" / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    for name in ("spelled", "sharded", "pickled", "old_pickle"):
-        for key, tensor in load_model(tmp_path / name).state_dict().items():
-            assert torch.equal(tensor, model.state_dict()[key]), (name, key)
-
-
-def test_half_precision_weights_load_as_float32(tmp_path: Path) -> None:
-    model = tiny_clip()
-    model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
-    for name, tensor in load_model(tmp_path).state_dict().items():
-        assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, model.state_dict()[name].half().float()), name
-
-
-def test_weight_error_lists_every_missing_unexpected_and_misshapen_tensor(tmp_path: Path) -> None:
-    tiny_clip().save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["text_model.encoder.layers.1.self_attn.q_proj.bias"]
-    del tensors["logit_scale"]
-    tensors["vision_model.extra.weight"] = torch.zeros(2)
-    tensors["text_projection.weight"] = torch.zeros(6, 11)
-    save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="do not fit") as caught:
-        load_model(tmp_path)
-    assert str(caught.value).splitlines()[1:] == [
-        "  missing: logit_scale",
-        "  missing: text_model.encoder.layers.1.self_attn.q_proj.bias",
-        "  unexpected: vision_model.extra.weight",
-        "  shape of text_projection.weight: found (6, 11), expected (6, 10)",
-    ]
-
-
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape of"])
-def test_each_kind_of_weight_error_alone_is_enough(fault: str, tmp_path: Path) -> None:
-    tiny_clip().save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    if fault == "missing":
-        del tensors["text_model.final_layer_norm.bias"]
-    elif fault == "unexpected":
-        tensors["text_model.encoder.layers.3.layer_norm1.bias"] = torch.zeros(10)
-    else:
-        tensors["text_model.encoder.layers.0.self_attn.k_proj.weight"] = torch.zeros(10, 9)
-    save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"config\.json:\n  {fault}[^\n]*$"):
-        load_clip_text(tmp_path)
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a directory"):
-        load_model(tmp_path / "nowhere")
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*notes\.txt"):
-        load_model(tmp_path)
-    CLIPConfig(text_config=CLIPTextConfig(**CLIP_TEXT_FIELDS)).save_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors.*notes\.txt"):
-        load_model(tmp_path)
-
-
-def test_other_kinds_of_model_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="'bert', expected 'altclip' or 'clip'"):
-        load_model(tmp_path)
-    with pytest.raises(ValueError, match="'bert', expected a whole CLIP"):
-        load_clip_text(tmp_path)
-    with pytest.raises(ValueError, match="'bert', expected 'xlm-roberta' or 'altclip'"):
-        build_text_student(student=tmp_path, project_dim=10)
-
-
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
@@ -609,6 +507,43 @@ def test_initialisation_has_the_published_spread() -> None:
     assert torch.equal(block.attention.qkv.bias, torch.zeros(192))
     assert model.logit_scale.shape == ()
     assert model.logit_scale.item() == pytest.approx(2.6592)
+
+
+class Draws(TorchDispatchMode):
+    """Counts the random numbers that are drawn."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.normal_, torch.ops.aten.uniform_):
+            self.count += result.numel()
+        return result
+
+
+@pytest.mark.parametrize("kind", ["altclip", "clip"])
+def test_every_weight_is_drawn_once_or_set(kind: str) -> None:
+    def build() -> AltCLIPModel | CLIPModel:
+        vision = AltCLIPVisionConfig(**VISION_FIELDS)
+        if kind == "altclip":
+            return AltCLIPModel(AltCLIPConfig(text_config=AltCLIPTextConfig(**TEXT_FIELDS), vision_config=vision))
+        return CLIPModel(CLIPConfig(text_config=CLIPTextConfig(**CLIP_TEXT_FIELDS), vision_config=vision))
+
+    torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with NaN
+    try:
+        with Draws() as draws:
+            model = build()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    drawn = [weight for name, weight in model.named_parameters() if weight.ndim > 1 or name.endswith("class_embedding")]
+    assert draws.count == sum(weight.numel() for weight in drawn)
+    for name, weight in model.named_parameters():
+        assert weight.isfinite().all(), name
+        assert name.endswith((".bias", "logit_scale")) or weight.any(), name
+    with Draws() as draws, torch.device("meta"):
+        assert all(weight.is_meta for weight in build().parameters())
 
 
 def test_openai_configs_with_overruling_dicts_are_read() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,10 +119,20 @@ def test_model_directory_is_accepted(tmp_path: Path) -> None:
     assert find_checkpoint(directory) == directory
 
 
+def test_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = make_model_directory(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    hub = SimpleNamespace(snapshot_download=lambda repo_id, **_: {"org/name": str(directory)}[repo_id])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert find_checkpoint("org/name") == directory
+    with pytest.raises(FileNotFoundError, match="org/other is no directory here and could not be fetched as a hub id"):
+        find_checkpoint("org/other")
+
+
 def test_clip_tokenizer_files_are_accepted(tmp_path: Path) -> None:
     directory = make_model_directory(tmp_path / "model")
     (directory / "sentencepiece.bpe.model").rename(directory / "vocab.json")
-    with pytest.raises(FileNotFoundError, match=r"lacks its tokenizer \(.*vocab\.json \+ merges\.txt\)\. It holds"):
+    with pytest.raises(FileNotFoundError, match=r"lacks its tokenizer \(.*vocab\.json \+ merges\.txt.*\)\. It holds"):
         find_checkpoint(directory)
     (directory / "merges.txt").touch()
     assert find_checkpoint(directory) == directory
@@ -157,7 +169,7 @@ def test_run_directory_points_to_its_model(tmp_path: Path) -> None:
         (lambda path: path.touch(), "is a file; pass a model directory, such as checkpoint="),
         (
             lambda path: path.mkdir(),
-            r"lacks its configuration \(config\.json\); its weights .* It holds nothing",
+            r"lacks its configuration \(config\.json or open_clip_config\.json\); its weights .* It holds nothing",
         ),
     ],
 )

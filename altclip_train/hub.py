@@ -1,0 +1,59 @@
+"""Hub ids: `org/name` becomes a local directory through `huggingface_hub`, where that is installed.
+
+A local directory always wins, and nothing is fetched that is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# What shapes, tokenizers and image transforms are read from.
+SMALL_FILES = ("*.json", "*.txt", "*.txt.gz", "*.bpe.model")
+# Kinds of weights, best first: a repository often holds the same ones several times.
+WEIGHT_FILES = (
+    ("model.safetensors", "model-*.safetensors"),
+    ("open_clip_model.safetensors",),
+    ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ("open_clip_pytorch_model.bin",),
+)
+
+
+def is_hub_id(path_or_id: str | Path) -> bool:
+    """Whether this names a model on the hub: `org/name`, where neither it nor `org` is a local directory."""
+    text = str(path_or_id)
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)) and not Path(text).parent.is_dir()
+
+
+def local_directory(path_or_id: str | Path, *, weights: bool = False) -> Path:
+    """Directory of a hub id, fetched if need be, with its weights on request; any path is returned as it is.
+
+    Raises ModuleNotFoundError without `huggingface_hub`, FileNotFoundError when the id cannot be fetched.
+    """
+    if not is_hub_id(path_or_id):
+        return Path(path_or_id).expanduser()
+    directory = _fetch(str(path_or_id), SMALL_FILES)
+    if weights:
+        for patterns in WEIGHT_FILES:
+            directory = _fetch(str(path_or_id), patterns)
+            if any(True for pattern in patterns for _ in directory.glob(pattern)):
+                break
+    return directory
+
+
+def _fetch(hub_id: str, patterns: tuple[str, ...]) -> Path:
+    by_hand = f"or download {hub_id} by hand and pass its directory"
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{hub_id} is no directory here, and hub ids need huggingface_hub: pip install huggingface_hub, {by_hand}"
+        ) from error
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+    except Exception as error:  # the hub and its network layers raise many kinds
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise FileNotFoundError(
+            f"{hub_id} is no directory here and could not be fetched as a hub id ({type(error).__name__}: {reason}); "
+            f"check the name and the network, {by_hand}"
+        ) from error

@@ -29,6 +29,7 @@ class Encoder:
 
     Args:
         batch_size: pictures or texts per forward pass.
+        max_length: tokens that a text is cut to; AltCLIP's published results are all at 77.
         image_cache: keeps image features by ``cache_key``. Share one dictionary only between encoders whose
             image tower, image projection and image transform are the same.
     """
@@ -39,6 +40,7 @@ class Encoder:
         processor: AltCLIPProcessor,
         *,
         batch_size: int = 256,
+        max_length: int = 77,
         image_cache: dict[str, Tensor] | None = None,
     ) -> None:
         if batch_size < 1:
@@ -46,6 +48,7 @@ class Encoder:
         self.model = model
         self.processor = processor
         self.batch_size = batch_size
+        self.max_length = max_length
         self.image_cache = image_cache
 
     @torch.no_grad()
@@ -75,7 +78,7 @@ class Encoder:
         """Normalised float32 features (N, D) on the CPU, in order. Texts of similar length share a batch."""
         if not texts:
             raise ValueError("no texts to encode")
-        token_ids = self.processor.tokenizer.encode_batch(texts, self.processor.max_length)
+        token_ids = self.processor.tokenizer.encode_batch(texts, self.max_length)
         # Longest first: a batch that does not fit into memory fails at once.
         order = sorted(range(len(texts)), key=lambda i: -len(token_ids[i]))
         device = next(self.model.parameters()).device
@@ -106,7 +109,7 @@ class Encoder:
                 yield torch.stack([future.result() for future in ready])
 
     def _pixels(self, picture: Picture) -> Tensor:
-        return self.processor.image_transform(picture() if callable(picture) else picture)
+        return self.processor.image_processor.transform(picture() if callable(picture) else picture)
 
 
 @contextmanager

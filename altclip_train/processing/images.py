@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from altclip_train.hub import local_directory
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -33,7 +35,8 @@ _TURNS = {
 }
 _WHITE = (255, 255, 255, 255)
 # Above this many times the crop, the part of a very long picture that the crop discards is never computed.
-_LONGEST_EDGE_IN_CROPS = 16
+# Pillow holds the edges of the rest as 32-bit floats, so values may then come out one grey level off, rarely two.
+_LONGEST_EDGE_IN_CROPS = 64
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -137,11 +140,13 @@ class ImageTransform:
         limit = _LONGEST_EDGE_IN_CROPS * self.crop_size
         if max(width, height) <= limit:
             return image.resize((width, height), self.resample)
-        left, right = _middle(width, self.crop_size)
-        top, bottom = _middle(height, self.crop_size)
-        across, down = image.width / width, image.height / height
-        box = (left * across, top * down, right * across, bottom * down)
-        return image.resize((right - left, bottom - top), self.resample, box=box)
+        first, last, left, right = _needed(image.width, width, self.crop_size)
+        upper, lower, top, bottom = _needed(image.height, height, self.crop_size)
+        image = image.crop((first, upper, last, lower))
+        # Rows before columns, as Pillow does for whole pictures: intermediate values are rounded to 8 bits.
+        columns, rows = min(width, self.crop_size), min(height, self.crop_size)
+        image = image.resize((columns, image.height), self.resample, box=(left, 0, right, image.height))
+        return image.resize((columns, rows), self.resample, box=(0, top, columns, bottom))
 
     def _crop(self, image: Image.Image) -> Image.Image:
         crop = self.crop_size
@@ -151,10 +156,10 @@ class ImageTransform:
         left, top = ((edge - crop) // 2 if edge >= crop else -math.ceil((crop - edge) / 2) for edge in image.size)
         return image.crop((left, top, left + crop, top + crop))
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write preprocessor_config.json as CLIP's image processor reads it."""
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as preprocessor_config.json spells them."""
         size = self.size
-        settings = {
+        return {
             "image_processor_type": "CLIPImageProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
@@ -168,18 +173,22 @@ class ImageTransform:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write preprocessor_config.json as CLIP's image processor reads it."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(settings, indent=2) + "\n"
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
         (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> ImageTransform:
-        """Read preprocessor_config.json, else the image part of transformers 5's processor_config.json.
+    def from_pretrained(cls, path_or_id: str | Path, *, size: Any = None, crop_size: Any = None) -> ImageTransform:
+        """Read a directory's or hub id's preprocessor_config.json, else the image part of processor_config.json.
 
+        ``size`` and ``crop_size`` are used in place of the directory's, in its spelling.
         Raises FileNotFoundError without it, ValueError for a step or size that this transform lacks.
         """
-        path, settings = _read_settings(Path(directory))
+        path, settings = _read_settings(local_directory(path_or_id))
         for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not settings.get(step, True):
                 raise ValueError(f"{path}: {step} is false, only CLIP's full preprocessing is supported")
@@ -187,8 +196,8 @@ class ImageTransform:
         if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
             raise ValueError(f"{path}: rescale_factor is {factor}, expected 1/255")
         return cls(
-            size=_read_size(path, settings.get("size", 224)),
-            crop_size=_read_crop(path, settings.get("crop_size", 224)),
+            size=_read_size(path, settings.get("size", 224) if size is None else size),
+            crop_size=_read_crop(path, settings.get("crop_size", 224) if crop_size is None else crop_size),
             mean=settings.get("image_mean", CLIP_MEAN),
             std=settings.get("image_std", CLIP_STD),
             resample=settings.get("resample", Image.Resampling.BICUBIC),
@@ -207,9 +216,15 @@ def _read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise FileNotFoundError(f"no {path}: copy the preprocessor_config.json of the CLIP model there")
 
 
-def _middle(edge: int, crop: int) -> tuple[int, int]:
-    start = max(0, (edge - crop) // 2)
-    return start, min(edge, start + crop)
+def _needed(edge: int, resized: int, crop: int) -> tuple[int, int, float, float]:
+    """Pixels [first, last) of ``edge`` that the crop of a resized edge is made from, and where in them it lies."""
+    scale = edge / resized
+    start = max(0, (resized - crop) // 2)
+    stop = min(resized, start + crop)
+    reach = math.ceil(3 * max(1.0, scale)) + 1  # of Lanczos, the widest filter
+    first = max(0, math.floor(start * scale) - reach)
+    last = min(edge, math.ceil(stop * scale) + reach)
+    return first, last, start * scale - first, stop * scale - first
 
 
 def _read_size(path: Path, value: Any) -> int | tuple[int, int]:

@@ -7,15 +7,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, trainers
 
-from altclip_train.processing.tokenizers import (
-    END_OF_TEXT,
-    START_OF_TEXT,
-    CLIPTokenizer,
-    clip_normalizer,
-    clip_pre_tokenizer,
-)
+from altclip_train.processing.clip_bpe import CLIPTokenizer, clip_normalizer, clip_pre_tokenizer
+from altclip_train.processing.clip_files import byte_characters, clip_vocabulary
 
 
 def train_sentencepiece(texts: Iterable[str], model_file: str | Path, vocab_size: int) -> None:
@@ -65,12 +60,12 @@ def train_sentencepiece(texts: Iterable[str], model_file: str | Path, vocab_size
 def train_clip_bpe(texts: Iterable[str], vocab_size: int) -> CLIPTokenizer:
     """Train a CLIP tokenizer in CLIP's layout: 256 bytes, 256 with ``</w>``, merges, begin and end of text.
 
-    The end of text has the highest id, as CLIP's pooling expects. ``vocab_size`` is an upper bound.
+    ``vocab_size`` is an upper bound.
     Raises ValueError below 514, the size without any merge.
     """
     if vocab_size < 514:
         raise ValueError(f"vocab_size={vocab_size} is below 514 = 2 x 256 bytes + begin and end of text")
-    alphabet = _byte_characters()
+    alphabet = byte_characters()
     base = [*alphabet, *(f"{character}</w>" for character in alphabet)]
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = clip_normalizer()
@@ -85,24 +80,9 @@ def train_clip_bpe(texts: Iterable[str], vocab_size: int) -> CLIPTokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     merges = _learned_merges(tokenizer)
-    tokens = dict.fromkeys([*base, *(left + right for left, right in merges), START_OF_TEXT, END_OF_TEXT])
-    return CLIPTokenizer({token: index for index, token in enumerate(tokens)}, merges)
+    return CLIPTokenizer(clip_vocabulary(merges), merges)
 
 
 def _learned_merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [(left, right) for left, right in merges]
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte, in CLIP's order: printable bytes first."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
-    if set(characters) != set(pre_tokenizers.ByteLevel.alphabet()):
-        raise RuntimeError("the tokenizers library maps bytes to other characters than CLIP does")
-    return characters

@@ -17,16 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from altclip_train.data.datamodule import ImageTextData
 from altclip_train.evaluation.encoder import Encoder
 from altclip_train.losses import contrastive_loss, duplicate_share
 from altclip_train.models import AltCLIPModel, CLIPModel, set_dropout
 from altclip_train.optim import Schedule, configure_optimizers
-from altclip_train.processing import AltCLIPProcessor
+from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
 from altclip_train.stages.frozen import (
     drop_from_checkpoint,
     keep_in_eval_mode,
     restore_in_checkpoint,
 )
+from altclip_train.stages.tokenizer import TokenizerGuard
 from altclip_train.types import ImageTextBatch
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP (arXiv:2103.00020), section 2.5: the scale is clipped at 100
@@ -64,6 +66,7 @@ class ContrastiveLearning(L.LightningModule):
         self.model = model
         self.locked = list(locked)
         self.positives = positives
+        self.tokenizer_guard = TokenizerGuard(model.tokenizer_sha256, "the weights that this run starts from")
         self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
         for name in self.locked:
             getattr(self.model, name).requires_grad_(False)
@@ -105,7 +108,9 @@ class ContrastiveLearning(L.LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        self.trainer.datamodule.check_towers(self.model.config)  # type: ignore[attr-defined]
+        data: ImageTextData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.check_towers(self.model.config)
+        self.tokenizer_guard.check(data.tokenizer)
 
     def train(self, mode: bool = True) -> ContrastiveLearning:
         super().train(mode)
@@ -114,21 +119,34 @@ class ContrastiveLearning(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         drop_from_checkpoint(checkpoint, self._locked_prefixes())
+        self.tokenizer_guard.save(checkpoint, self.processor.tokenizer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         restore_in_checkpoint(checkpoint, self, self._locked_prefixes())
+        self.tokenizer_guard.load(checkpoint)
 
     @property
     def processor(self) -> AltCLIPProcessor:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return AltCLIPProcessor(data.image_transform, data.tokenizer)
+        return self.processor_of(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def processor_of(self, data: ImageTextData) -> AltCLIPProcessor:
+        """What turns texts and pictures into the inputs of `trained_model`."""
+        self.tokenizer_guard.check(data.tokenizer)
+        return AltCLIPProcessor(CLIPImageProcessor(data.image_transform), data.tokenizer)
 
     def evaluation_encoder(self) -> Encoder:
         return Encoder(self.model, self.processor)
 
+    @property
+    def trained_model(self) -> AltCLIPModel | CLIPModel:
+        """The whole model as it is now, the very modules that train."""
+        return self.model
+
     def save_model(self, directory: Path) -> None:
+        processor = self.processor
+        self.model.tokenizer_sha256 = processor.tokenizer.fingerprint
         self.model.save_pretrained(directory)
-        self.processor.save_pretrained(directory)
+        processor.save_pretrained(directory)
 
     def _locked_modules(self) -> list[nn.Module]:
         parts = [getattr(self.model, name) for name in self.locked]

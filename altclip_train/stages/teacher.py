@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
+from altclip_train.data.datamodule import TextPairData
 from altclip_train.evaluation.encoder import Encoder
 from altclip_train.losses import distillation_loss
 from altclip_train.models import (
@@ -24,12 +25,13 @@ from altclip_train.models import (
     load_clip_text,
 )
 from altclip_train.optim import Schedule, configure_optimizers
-from altclip_train.processing import AltCLIPProcessor, ImageTransform
+from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
 from altclip_train.stages.frozen import (
     drop_from_checkpoint,
     keep_in_eval_mode,
     restore_in_checkpoint,
 )
+from altclip_train.stages.tokenizer import TokenizerGuard
 from altclip_train.types import TextPairBatch
 
 
@@ -63,6 +65,7 @@ class TeacherLearning(L.LightningModule):
         self.teacher.requires_grad_(False)
         # In a tuple, so that the image tower does not become part of this module and of its checkpoints.
         self._assembled: tuple[AltCLIPModel, ...] = ()
+        self.tokenizer_guard = TokenizerGuard()
 
     def training_step(self, batch: TextPairBatch) -> Tensor:
         target = self.teacher.encode_packed(batch.teacher)  # (B, W)
@@ -91,7 +94,9 @@ class TeacherLearning(L.LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        self.trainer.datamodule.check_text_towers(student=self.student.config, teacher=self.teacher.config)  # type: ignore[attr-defined]
+        data: TextPairData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.check_text_towers(student=self.student.config, teacher=self.teacher.config)
+        self.tokenizer_guard.check(data.tokenizer)
 
     def train(self, mode: bool = True) -> TeacherLearning:
         super().train(mode)
@@ -100,14 +105,20 @@ class TeacherLearning(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         drop_from_checkpoint(checkpoint, ["teacher."])
+        self.tokenizer_guard.save(checkpoint, self.processor.tokenizer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         restore_in_checkpoint(checkpoint, self, ["teacher."])
+        self.tokenizer_guard.load(checkpoint)
 
     @property
     def processor(self) -> AltCLIPProcessor:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return AltCLIPProcessor(ImageTransform.from_pretrained(self.clip), data.tokenizer)
+        return self.processor_of(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def processor_of(self, data: TextPairData) -> AltCLIPProcessor:
+        """What turns texts and pictures into the inputs of `trained_model`."""
+        self.tokenizer_guard.check(data.tokenizer)
+        return AltCLIPProcessor(CLIPImageProcessor.from_pretrained(self.clip), data.tokenizer)
 
     def assemble(self) -> AltCLIPModel:
         """The whole AltCLIP: image tower, projections and logit_scale of the CLIP around this student."""
@@ -118,6 +129,13 @@ class TeacherLearning(L.LightningModule):
     def evaluation_encoder(self) -> Encoder:
         return Encoder(self.assemble().to(self.device), self.processor)
 
+    @property
+    def trained_model(self) -> AltCLIPModel:
+        """The whole model as it is now, the very modules that train."""
+        return self.assemble()
+
     def save_model(self, directory: Path) -> None:
-        self.assemble().save_pretrained(directory)
-        self.processor.save_pretrained(directory)
+        model, processor = self.assemble(), self.processor
+        model.tokenizer_sha256 = processor.tokenizer.fingerprint
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from altclip_train.hub import local_directory
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -65,14 +69,49 @@ def describe_run(run: Path, description: Description) -> None:
     run.mkdir(parents=True, exist_ok=True)
     sources = {key: getattr(description, key) for key in SOURCES}
     document = {**asdict(description), "sha256": {k: _fingerprint(v) for k, v in sources.items() if v is not None}}
+    _write(run, document)
+
+
+def record(run: Path, **facts: Any) -> None:
+    """Add to what ``run.json`` says of the run."""
+    _write(run, {**read_run_file(run), **facts})
+
+
+def read_run_file(run: Path) -> dict[str, Any]:
+    """What ``run.json`` says."""
+    return json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+
+
+def _write(run: Path, document: dict[str, Any]) -> None:
     temporary = run / f"{RUN_FILE}.{os.getpid()}"
     temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, run / RUN_FILE)
 
 
+def check_sources(run: Path, keys: Sequence[str]) -> None:
+    """Raise ValueError when a directory that the run was made from is gone or has changed since.
+
+    ``keys`` are those of ``clip``, ``student`` and ``start`` that matter.
+    """
+    document = read_run_file(run)
+    for key in keys:
+        directory, recorded = document[key], document["sha256"].get(key)
+        if directory is None or recorded == (found := _fingerprint(directory)):
+            continue
+        if found is None:
+            raise FileNotFoundError(
+                f"{run} was made with {key}={directory}, which is not a directory here ({Path.cwd()}): "
+                "run the command where the run was started, or put the directory back"
+            )
+        raise ValueError(
+            f"{run} was made with {key}={directory} of sha256 {recorded}, the directory now has {found}: "
+            "put back the files that the run started from"
+        )
+
+
 def check_same(run: Path, description: Description) -> None:
     """Raise ValueError when a run to resume was made from something else: its frozen parts would change."""
-    first = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    first = read_run_file(run)
     for key, wanted in asdict(description).items():
         found = first[key]
         if key in SOURCES and (found is None) == (wanted is None):
@@ -133,12 +172,12 @@ def _runs(parent: Path) -> list[Path]:
     return sorted(path for path in parent.glob("*") if path.is_dir() and not path.is_symlink())
 
 
-def _fingerprint(directory: str | None) -> str | None:
-    """SHA-256 over the weights, configuration and tokenizer of a model directory; None where there is none."""
-    if directory is None or not Path(directory).is_dir():
+def _fingerprint(path_or_id: str | None) -> str | None:
+    """SHA-256 over the weights, configuration and tokenizer of a directory or hub id; None where there is none."""
+    if path_or_id is None or not (directory := local_directory(path_or_id, weights=True)).is_dir():
         return None
     digest = hashlib.sha256()
-    for file in sorted(path for path in Path(directory).iterdir() if path.suffix in HASHED):
+    for file in sorted(path for path in directory.iterdir() if path.suffix in HASHED):
         with file.open("rb") as stream:
             digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

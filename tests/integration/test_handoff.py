@@ -106,7 +106,7 @@ def test_transformers_loads_the_model_directory_and_gives_the_same_logits(tuned:
     picture = Image.effect_noise((40, 50), 60).convert("RGB")
     ours = AltCLIPProcessor.from_pretrained(tuned.model)
     theirs = transformers.AltCLIPProcessor.from_pretrained(tuned.model)
-    inputs = ours(text=TEXTS, images=picture, padding=True)
+    inputs = ours(text=TEXTS, images=picture, padding=True, return_tensors="pt")
     expected_inputs = theirs(text=TEXTS, images=picture, padding=True, return_tensors="pt")
     assert torch.equal(inputs.input_ids, expected_inputs["input_ids"])
     torch.testing.assert_close(inputs.pixel_values, expected_inputs["pixel_values"], rtol=0, atol=1e-5)

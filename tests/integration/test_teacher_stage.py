@@ -20,7 +20,7 @@ def run(workspace: Workspace) -> TrainedRun:
 
 
 def texts_of(packed: PackedTokens, tokenizer) -> list[str]:
-    return [tokenizer.decode(ids.tolist()) for ids in packed.input_ids.split(packed.lengths.tolist())]
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in packed.input_ids.split(packed.lengths.tolist())]
 
 
 def test_student_overfits_eight_entries(workspace: Workspace):

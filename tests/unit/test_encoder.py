@@ -52,10 +52,10 @@ def red_channel(image: Image.Image) -> Tensor:
 def make_encoder(**arguments: Any) -> tuple[Encoder, AngleModel]:
     model = AngleModel()
     processor: Any = SimpleNamespace(
-        image_transform=red_channel, tokenizer=SimpleNamespace(encode_batch=encode_batch), max_length=7
+        image_processor=SimpleNamespace(transform=red_channel), tokenizer=SimpleNamespace(encode_batch=encode_batch)
     )
     stand_in: Any = model
-    return Encoder(stand_in, processor, **arguments), model
+    return Encoder(stand_in, processor, max_length=7, **arguments), model
 
 
 def pictures(reds: list[int]) -> list[Image.Image]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ import sentencepiece
 from altclip_train.processing import (
     CLIPTokenizer,
     XLMRTokenizer,
+    clip_files,
     load_tokenizer,
     train_clip_bpe,
     train_sentencepiece,
@@ -131,7 +133,8 @@ def test_pack_lays_texts_end_to_end(kind: str, request: pytest.FixtureRequest) -
 def test_decoding_returns_the_text_without_special_tokens(kind: str, request: pytest.FixtureRequest) -> None:
     tokenizer: XLMRTokenizer | CLIPTokenizer = request.getfixturevalue(kind)
     (ids,) = tokenizer.encode_batch(["the red cat 猫"], 77)
-    assert tokenizer.decode(ids) == "the red cat 猫"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the red cat 猫"
+    assert tokenizer.decode(ids) != "the red cat 猫"
 
 
 @pytest.mark.parametrize("kind", ["xlmr", "clip"])
@@ -143,19 +146,141 @@ def test_saving_and_loading_changes_nothing(kind: str, request: pytest.FixtureRe
         assert type(again) is type(tokenizer)
         assert again.fingerprint == tokenizer.fingerprint
         assert again.vocab_size == tokenizer.vocab_size
+        assert again.model_max_length == tokenizer.model_max_length == 77
         assert again.encode_batch(texts, 77) == tokenizer.encode_batch(texts, 77)
 
 
 @pytest.mark.parametrize("kind", ["xlmr", "clip"])
 def test_tokenizer_json_alone_is_enough(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     tokenizer: XLMRTokenizer | CLIPTokenizer = request.getfixturevalue(kind)
-    tokenizer.save_pretrained(tmp_path)
-    for path in tmp_path.iterdir():
-        if path.name != "tokenizer.json":
-            path.unlink()
+    json_alone(tokenizer, tmp_path)
     again = load_tokenizer(tmp_path)
     assert again.fingerprint == tokenizer.fingerprint
     assert again.encode_batch(["ｆｕｌｌ a cat"], 77) == tokenizer.encode_batch(["ｆｕｌｌ a cat"], 77)
+
+
+def json_alone(tokenizer: XLMRTokenizer | CLIPTokenizer, folder: Path) -> dict[str, Any]:
+    """Leave only tokenizer.json of a saved tokenizer; its content."""
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        if path.name != "tokenizer.json":
+            path.unlink()
+    return json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+OLD_METASPACE = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
+
+
+@pytest.mark.parametrize("metaspace", [OLD_METASPACE, {**OLD_METASPACE, "str_rep": "▁"}])
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_old_tokenizer_json_is_the_same_tokenizer(
+    xlmr: XLMRTokenizer, tmp_path: Path, metaspace: dict[str, Any], alone: bool
+) -> None:
+    content = json_alone(xlmr, tmp_path)
+    split = [{"type": "WhitespaceSplit"}, metaspace]
+    content["pre_tokenizer"] = metaspace if alone else {"type": "Sequence", "pretokenizers": split}
+    content["decoder"] = metaspace
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [content["normalizer"], spaces]}
+    del content["model"]["type"]
+    # Scores as 32-bit numbers print them, where ours have 64 bits.
+    content["model"]["vocab"] = [[piece, float(f"{score:.9g}")] for piece, score in content["model"]["vocab"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    again = load_tokenizer(tmp_path)
+    assert again.fingerprint == xlmr.fingerprint
+    assert again.encode_batch(["ｆｕｌｌ a  cat <mask>"], 77) == xlmr.encode_batch(["ｆｕｌｌ a  cat <mask>"], 77)
+
+
+def test_old_clip_merges_are_written_as_text(clip: CLIPTokenizer, tmp_path: Path) -> None:
+    content = json_alone(clip, tmp_path)
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    del content["model"]["type"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert load_tokenizer(tmp_path).fingerprint == clip.fingerprint
+
+
+def openai_file(clip: CLIPTokenizer, folder: Path, *more: str) -> Path:
+    """The merges of a tokenizer as OpenAI publishes them."""
+    clip.save_pretrained(folder / "saved")
+    _, *merges = (folder / "saved" / "merges.txt").read_text(encoding="utf-8").splitlines()
+    lines = ['"bpe_simple_vocab_16e6.txt#version: 0.2', *merges, *more]
+    path = folder / "bpe_simple_vocab_16e6.txt.gz"
+    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
+    return path
+
+
+def test_openais_merges_are_a_whole_clip_tokenizer(clip: CLIPTokenizer, tmp_path: Path) -> None:
+    openai_file(clip, tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.fingerprint == clip.fingerprint
+    texts = ["The small DOG photo 42 unseen! 猫", "<|endoftext|>"]
+    assert again.encode_batch(texts, 77) == clip.encode_batch(texts, 77)
+
+
+def test_openais_file_has_more_merges_than_clip_uses(
+    clip: CLIPTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 2 * 256 + clip_files._OPENAI_MERGES + 2 == 49408
+    monkeypatch.setattr(clip_files, "_OPENAI_MERGES", clip.vocab_size - 514)
+    openai_file(clip, tmp_path, "z z", "zz zz</w>")
+    assert load_tokenizer(tmp_path).fingerprint == clip.fingerprint
+
+
+def test_a_damaged_openai_file_is_named(clip: CLIPTokenizer, tmp_path: Path) -> None:
+    whole = openai_file(clip, tmp_path).read_bytes()
+    damaged = {
+        whole[: len(whole) // 2]: "damaged, or no gzip file",
+        whole[:30] + b"\xff" * 20 + whole[50:]: "damaged, or no gzip file",
+        b"version https://git-lfs.github.com/spec/v1": "damaged, or no gzip file",
+        gzip.compress(b"a b\nb c\n"): "begins with 'a b', expected a line with #version",
+        gzip.compress(b"#version: 0.2\nt h\nthe\n"): "merge 1 is 'the', expected two tokens",
+        gzip.compress(b"#version: 0.2\n\xff\xfe\n"): "is damaged",
+    }
+    for content, message in damaged.items():
+        (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"bpe_simple_vocab_16e6\.txt\.gz.*{message}"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": {"type": "BPE"}}', "\udcff"])
+def test_a_damaged_tokenizer_json_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content.encode(errors="surrogateescape"))
+    for load in (load_tokenizer, CLIPTokenizer.from_pretrained, XLMRTokenizer.from_pretrained):
+        with pytest.raises(ValueError, match=r"tokenizer\.json"):
+            load(tmp_path)
+
+
+def test_the_directory_says_how_long_texts_may_be(xlmr: XLMRTokenizer, tmp_path: Path) -> None:
+    xlmr.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for value, expected in ((512, 512), (512.0, 512), (int(1e30), int(1e30)), (None, 77)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": value}))
+        assert load_tokenizer(tmp_path).model_max_length == expected
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": "long"}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: model_max_length is 'long'"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_clip_directory_may_pad_with_another_token(clip: CLIPTokenizer, tmp_path: Path, name: str) -> None:
+    clip.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / name).write_text(json.dumps({"pad_token": {"content": "!"}}))
+    padded = load_tokenizer(tmp_path)
+    assert padded.pad_id == 0
+    assert padded(["a cat", "a"], padding=True).input_ids[1][-1] == 0
+    assert padded.fingerprint != clip.fingerprint  # it cuts "cat!" differently
+    padded.save_pretrained(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").fingerprint == padded.fingerprint
+
+
+def test_text_that_no_file_can_hold_is_named(xlmr: XLMRTokenizer, clip: CLIPTokenizer) -> None:
+    mixed: list[Any] = ["a cat", 5]
+    for tokenizer in (xlmr, clip):
+        with pytest.raises(ValueError, match=r"text 1 holds .* at character 2, half of a UTF-16 pair"):
+            tokenizer.encode_batch(["a cat", "a \ud83d cat"], 77)
+        with pytest.raises(TypeError, match="text 1 is a int"):
+            tokenizer.encode_batch(mixed, 77)
 
 
 def test_fingerprints_differ_between_vocabularies(xlmr: XLMRTokenizer, clip: CLIPTokenizer, tmp_path: Path) -> None:
@@ -255,7 +380,7 @@ def test_training_keeps_every_character_and_long_text(tmp_path: Path) -> None:
     rare = "鱻"
     train_sentencepiece([*TEXTS, "a cat " * 2000 + rare], tmp_path / "model", 150)
     tokenizer = XLMRTokenizer(tmp_path / "model")
-    assert tokenizer.decode(tokenizer.encode_batch([rare], 77)[0]) == rare
+    assert tokenizer.decode(tokenizer.encode_batch([rare], 77)[0], skip_special_tokens=True) == rare
 
 
 def test_training_reports_what_does_not_fit(tmp_path: Path) -> None:

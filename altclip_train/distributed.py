@@ -84,6 +84,15 @@ def broadcast_object(value: Any, group: Group = None) -> Any:
     return box[0]
 
 
+def all_gather_objects(value: Any, group: Group = None) -> list[Any]:
+    """Every rank's ``value``, in rank order, on every rank. It is pickled: for what the ranks themselves made."""
+    if world_size(group) == 1:
+        return [value]
+    values: list[Any] = [None] * world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
 class _GlobalMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local_sum: Tensor, local_count: int, group: Group) -> Tensor:

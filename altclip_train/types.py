@@ -45,6 +45,15 @@ class PackedTokens(NamedTuple):
         return self.cumulative_lengths.diff()
 
 
+class SkippedSample(NamedTuple):
+    """A sample that could not be used, so that another one stands in its place."""
+
+    reason: str  # short code, such as image_damaged
+    shard: str
+    key: str
+    detail: str  # for a person
+
+
 class TextPairBatch(NamedTuple):
     """Stage one: B entries of parallel text; each gives two student texts and one teacher text."""
 
@@ -52,6 +61,7 @@ class TextPairBatch(NamedTuple):
     teacher: PackedTokens  # B English texts in the CLIP teacher's tokens
     languages: list[str]  # B drawn languages
     keys: list[str]  # B sample keys
+    skipped: Sequence[SkippedSample] = ()  # at most B, replaced by samples above
 
 
 class ImageTextBatch(NamedTuple):
@@ -62,3 +72,4 @@ class ImageTextBatch(NamedTuple):
     caption_ids: Tensor  # (B,) int64, hash of each caption: equal captions have equal ids
     languages: list[str]  # B languages of the captions
     keys: list[str]  # B sample keys
+    skipped: Sequence[SkippedSample] = ()  # at most B, replaced by samples above

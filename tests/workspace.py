@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -157,6 +160,18 @@ class Workspace:
                 if member.name.partition(".")[0] in keys:
                     new.addfile(member, old.extractfile(member))
         return target
+
+    def damaged_texts(self, damaged: Iterable[int], samples: int) -> Path:
+        """A shard of parallel texts in which the samples of these numbers are no JSON."""
+        shard = self.new_directory() / "damaged.tar"
+        shard.parent.mkdir(parents=True)
+        with tarfile.open(shard, "w") as tar:
+            for number in range(samples):
+                data = b"{" if number in damaged else json.dumps({"en": f"cat {number}", "zh": f"猫 {number}"}).encode()
+                member = tarfile.TarInfo(f"{number:04d}.json")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return shard
 
     def new_directory(self) -> Path:
         return self.root / "runs" / str(next(self._numbers))

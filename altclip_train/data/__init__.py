@@ -3,13 +3,13 @@
 from altclip_train.data.dataset import (
     ImageTextDataset,
     PairDataset,
-    Source,
     TextPairDataset,
 )
 from altclip_train.data.plan import Plan, SampleRef
 from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.data.samples import BadSample, decode_captions, decode_image
 from altclip_train.data.shards import ShardIndex, ShardReader, expand_urls
+from altclip_train.data.sources import Source
 
 __all__ = [
     "BadSample",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,10 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from altclip_train import distributed
-from altclip_train.data.dataset import (
-    ImageTextDataset,
-    PairDataset,
-    Source,
-    TextPairDataset,
-)
-from altclip_train.data.sampler import PlannedBatchSampler
+from altclip_train.data.cache import ShardCache
+from altclip_train.data.dataset import ImageTextDataset, PairDataset, TextPairDataset
+from altclip_train.data.sampler import PlannedBatchSampler, already_a_batch
+from altclip_train.data.sources import Source
 from altclip_train.data.starter import ensure_starter
 from altclip_train.processing import (
     Augmentation,
@@ -49,7 +48,7 @@ class PlannedLoader(DataLoader):
     ):
         self._planned_sampler, self._position = sampler, position
         self.seconds_waited = 0.0  # for batches, in total
-        super().__init__(dataset, batch_sampler=sampler, collate_fn=_already_a_batch, **options)
+        super().__init__(dataset, batch_sampler=sampler, collate_fn=already_a_batch, **options)
 
     def __iter__(self) -> Iterator[Any]:
         # A generator, so that this runs when the first batch is asked for: Lightning asks for the iterator
@@ -71,21 +70,33 @@ class PlannedLoader(DataLoader):
         """Nothing to restore: see the class."""
 
 
+@dataclass(kw_only=True, eq=False)
 class _PlannedDataModule(L.LightningDataModule):
     """What the two datamodules share: the planned loader and its position in the endless order."""
 
-    train_set: PairDataset
+    starter: str | None
+    languages: list[str] | None
+    max_length: int
+    normalize_full_width: bool
+    global_batch_size: int
+    epoch_samples: int | None
+    num_workers: int
+    seed: int
+    max_bad_fraction: float
+    cache_dir: str | None
+    cache_bytes: int
+    train_set: PairDataset = field(init=False)
 
-    def __init__(
-        self, *, global_batch_size: int, epoch_samples: int | None, num_workers: int, starter: str | None
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        if global_batch_size < 1:
-            raise ValueError(f"data.global_batch_size={global_batch_size}: expected at least 1")
-        self.global_batch_size = global_batch_size
-        self.epoch_samples = epoch_samples
-        self.num_workers = num_workers
-        self.starter = starter
+        if self.global_batch_size < 1:
+            raise ValueError(f"data.global_batch_size={self.global_batch_size}: expected at least 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: it is a fraction, from 0 to 1")
+        if self.num_workers > 0:
+            # Loader processes come from a server that takes seconds to import the command: let it begin now.
+            forkserver.ensure_running()
+        self.cache = ShardCache(self.cache_dir, self.cache_bytes)
 
     def prepare_data(self) -> None:
         if self.starter is not None:
@@ -144,6 +155,7 @@ class _PlannedDataModule(L.LightningDataModule):
         )
 
 
+@dataclass(kw_only=True, eq=False)
 class TextPairData(_PlannedDataModule):
     """Parallel text for stage one.
 
@@ -154,42 +166,30 @@ class TextPairData(_PlannedDataModule):
         student: XLM-R directory, for the student's tokenizer; None takes the starter data's.
         languages: languages to draw from beside English; None takes all that an entry has.
         max_length: tokens of a text, special tokens included, for student and teacher.
+        normalize_full_width: turn full-width letters, digits and punctuation into ASCII.
         starter: root of the starter data, built when it is not there; None for other data.
+        max_bad_fraction: share of samples that may be unusable before the run stops.
+        cache_dir: directory for copies of remote shards, and ``cache_bytes`` how much of it they may take.
     """
 
-    def __init__(
-        self,
-        *,
-        parallel_texts: Sequence[Mapping[str, Any]],
-        val_texts: Sequence[Mapping[str, Any]],
-        clip: str,
-        student: str | None,
-        starter: str | None,
-        languages: list[str] | None,
-        max_length: int,
-        global_batch_size: int,
-        epoch_samples: int | None,
-        num_workers: int,
-        seed: int,
-        max_bad_fraction: float,
-    ) -> None:
-        super().__init__(
-            global_batch_size=global_batch_size,
-            epoch_samples=epoch_samples,
-            num_workers=num_workers,
-            starter=starter,
-        )
-        self.parallel_texts, self.val_texts = parallel_texts, val_texts
-        self.clip, self.student = Path(clip), student
-        _check_languages(languages, parallel_texts, starter)
-        self.languages, self.max_length = languages, max_length
-        self.seed, self.max_bad_fraction = seed, max_bad_fraction
+    parallel_texts: Sequence[Mapping[str, Any]]
+    val_texts: Sequence[Mapping[str, Any]]
+    clip: str
+    student: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_languages(self.languages, self.parallel_texts, self.starter)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
-        self.teacher_tokenizer = load_tokenizer(self.clip)
-        self.tokenizer = load_tokenizer(_student_directory(self.student, self.starter))
+        self.load_processing()
         self.train_set = self._dataset(self.parallel_texts)
         self.val_set = self._dataset(self.val_texts) if self.val_texts else None
+
+    def load_processing(self) -> None:
+        """The tokenizers, without the data."""
+        self.teacher_tokenizer = load_tokenizer(self.clip)
+        self.tokenizer = load_tokenizer(_student_directory(self.student, self.starter))
 
     def _dataset(self, sources: Sequence[Mapping[str, Any]]) -> TextPairDataset:
         return TextPairDataset(
@@ -199,7 +199,8 @@ class TextPairData(_PlannedDataModule):
             teacher_tokenizer=self.teacher_tokenizer,
             max_length=self.max_length,
             languages=self.languages,
-            max_bad_fraction=self.max_bad_fraction,
+            normalize_full_width=self.normalize_full_width,
+            cache=self.cache,
         )
 
     def val_dataloader(self) -> DataLoader | list[Any]:
@@ -208,7 +209,7 @@ class TextPairData(_PlannedDataModule):
         batch = max(1, self.global_batch_size // distributed.world_size())
         own = range(distributed.rank(), self.val_set.plan.epoch_samples, distributed.world_size())
         batches = [list(own[i : i + batch]) for i in range(0, len(own), batch)]
-        return DataLoader(self.val_set, batch_sampler=batches, collate_fn=_already_a_batch)
+        return DataLoader(self.val_set, batch_sampler=batches, collate_fn=already_a_batch)
 
     def check_text_towers(self, *, student: Any, teacher: Any) -> None:
         """Raise ValueError when a tokenizer or data.max_length does not fit its tower."""
@@ -216,55 +217,41 @@ class TextPairData(_PlannedDataModule):
         _check_text_tower(self.teacher_tokenizer, teacher, "teacher", self.max_length)
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageTextData(_PlannedDataModule):
     """Image-text pairs for stage two.
 
     Args:
         image_texts: sources, each ``{urls, weight, languages}``.
         model: model directory whose tokenizer and image transform are used.
-        tokenizer: directory of a tokenizer, and ``image_size`` the side of a square picture, where there is
-            no model directory yet.
+        tokenizer_directory: tokenizer, and ``image_size`` the side of a square picture, where there is no model
+            directory yet.
         languages: caption languages to draw from; None takes all that a sample has.
         language_weights: how often each language is drawn where a sample has several, 1 for one not named.
         augment: fields of :class:`~altclip_train.processing.Augmentation`; None trains on the deterministic
             evaluation transform.
+        draft_jpeg: decode a large JPEG at a half, quarter or eighth of its size, but not below what the transform
+            needs: faster, with slightly other pixels than in evaluation and in cached embeddings.
+        max_length, normalize_full_width, starter, max_bad_fraction, cache_dir: as in :class:`TextPairData`.
     """
 
-    def __init__(
-        self,
-        *,
-        image_texts: Sequence[Mapping[str, Any]],
-        model: str | None,
-        tokenizer: str | None,
-        image_size: int | None,
-        starter: str | None,
-        languages: list[str] | None,
-        language_weights: dict[str, float] | None,
-        augment: dict[str, Any] | None,
-        max_length: int,
-        global_batch_size: int,
-        epoch_samples: int | None,
-        num_workers: int,
-        seed: int,
-        max_bad_fraction: float,
-    ) -> None:
-        super().__init__(
-            global_batch_size=global_batch_size,
-            epoch_samples=epoch_samples,
-            num_workers=num_workers,
-            starter=starter,
-        )
-        self.image_texts, self.model = image_texts, model
-        self.tokenizer_directory, self.image_size = tokenizer, image_size
-        _check_languages(languages, image_texts, starter)
-        self.languages, self.language_weights = languages, language_weights
-        self.augment, self.max_length = augment, max_length
-        self.seed, self.max_bad_fraction = seed, max_bad_fraction
+    image_texts: Sequence[Mapping[str, Any]]
+    model: str | None
+    tokenizer_directory: str | None
+    image_size: int | None
+    language_weights: dict[str, float] | None
+    augment: dict[str, Any] | None
+    draft_jpeg: bool
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_languages(self.languages, self.image_texts, self.starter)
+
+    def load_processing(self) -> None:
+        """Tokenizer and evaluation transform, without the data."""
         tokenizer = self.tokenizer_directory or self.model
         if tokenizer is None:
-            raise ValueError("data.tokenizer and data.model are both null: give the directory of a tokenizer")
+            raise ValueError("data.tokenizer_directory and data.model are both null: give the directory of a tokenizer")
         self.tokenizer = load_tokenizer(tokenizer)
         if self.model is not None:
             self.image_transform = ImageTransform.from_pretrained(self.model)
@@ -272,22 +259,22 @@ class ImageTextData(_PlannedDataModule):
             self.image_transform = ImageTransform(size=self.image_size, crop_size=self.image_size)
         else:
             raise ValueError("data.image_size and data.model are both null: give the side of the pictures")
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
+        self.load_processing()
         self.train_set = ImageTextDataset(
             sources=[Source.from_config(source) for source in self.image_texts],
             plan_seed=self.seed,
             tokenizer=self.tokenizer,
             image_transform=self.image_transform,
             augmentation=Augmentation(**self.augment) if self.augment is not None else None,
-            languages=self._language_weights(),
+            draft=self.image_transform.resized_size if self.draft_jpeg else None,
+            languages=self.languages,
+            language_weights=self.language_weights,
             max_length=self.max_length,
-            max_bad_fraction=self.max_bad_fraction,
+            normalize_full_width=self.normalize_full_width,
+            cache=self.cache,
         )
-
-    def _language_weights(self) -> dict[str, float] | None:
-        if self.languages is None:
-            return self.language_weights
-        weights = self.language_weights or {}
-        return {language: weights.get(language, 1.0) for language in self.languages}
 
     def check_towers(self, config: Any) -> None:
         """Raise ValueError when tokenizer or picture size do not fit the towers."""
@@ -325,7 +312,3 @@ def _check_text_tower(tokenizer: XLMRTokenizer | CLIPTokenizer, config: Any, tow
             f"data.max_length={max_length}, but the {tower} tower reads at most {config.max_tokens} tokens: "
             "lower data.max_length"
         )
-
-
-def _already_a_batch(batch: Any) -> Any:
-    return batch

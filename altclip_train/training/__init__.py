@@ -1,5 +1,6 @@
 """What surrounds the stages while they train: runs, checkpoints, metrics, progress."""
 
+from altclip_train.training.bad_samples import BadSamples
 from altclip_train.training.checkpoints import AtomicCheckpointIO
 from altclip_train.training.metrics_csv import MetricsCSV
 from altclip_train.training.progress import Throughput, TrainingProgress
@@ -7,6 +8,7 @@ from altclip_train.training.session import TrainingRun, register_resolvers
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BadSamples",
     "MetricsCSV",
     "Throughput",
     "TrainingProgress",

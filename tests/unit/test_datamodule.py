@@ -119,7 +119,11 @@ def test_length_that_a_tower_has_no_positions_for_is_refused(
 
 
 def image_text(workspace: Workspace, *overrides: str):
-    model = ["data.model=null", f"data.tokenizer={workspace.starter}/clip_tokenizer", f"data.image_size={IMAGE_SIZE}"]
+    model = [
+        "data.model=null",
+        f"data.tokenizer_directory={workspace.starter}/clip_tokenizer",
+        f"data.image_size={IMAGE_SIZE}",
+    ]
     given = {override.partition("=")[0] for override in overrides}
     chosen = [override for override in model if override.partition("=")[0] not in given]
     return workspace.data("stage=contrastive", "start=null", *chosen, *overrides)
@@ -145,7 +149,26 @@ def test_augmentation_changes_pictures_and_repeats_them_exactly(workspace: Works
     assert torch.equal(changed.pixel_values, again.pixel_values)
 
 
-@pytest.mark.parametrize("key", ["data.tokenizer", "data.image_size"])
+def test_draft_is_the_transform_s_own_size(workspace: Workspace):
+    assert image_text(workspace).train_set.draft is None
+    draft = image_text(workspace, "data.draft_jpeg=true").train_set.draft
+    assert draft(640, 480) == (IMAGE_SIZE * 640 // 480, IMAGE_SIZE)
+
+
+def test_weights_of_languages_that_are_not_drawn_are_refused(workspace: Workspace):
+    weights = image_text(workspace, "data.language_weights={cn: 2.0}").train_set.language_weights
+    assert weights == {"zh": 2.0}
+    with pytest.raises(ValueError, match=r"names ja, which languages=\['en', 'zh'\] lacks"):
+        image_text(workspace, "data.language_weights={ja: 2.0}")
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1])
+def test_fraction_outside_its_range_is_refused(workspace: Workspace, fraction: float):
+    with pytest.raises(InstantiationException, match="from 0 to 1"):
+        workspace.data("stage=teacher", f"data.max_bad_fraction={fraction}")
+
+
+@pytest.mark.parametrize("key", ["data.tokenizer_directory", "data.image_size"])
 def test_missing_part_of_the_processor_is_named(workspace: Workspace, key: str):
     with pytest.raises(ValueError, match=f"{key} and data.model are both null"):
         image_text(workspace, f"{key}=null")

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from altclip_train.data.dataset import ImageTextDataset, Source, TextPairDataset
+from altclip_train.data import shards as shards_module
+from altclip_train.data.dataset import ImageTextDataset, TextPairDataset
 from altclip_train.data.sampler import PlannedBatchSampler
+from altclip_train.data.sources import Source
 from altclip_train.types import PackedTokens
 
 
@@ -156,10 +158,10 @@ def test_languages_limit_what_is_drawn(parallel, of_source, of_dataset, expected
 @pytest.mark.parametrize(
     ("captions", "reason"),
     [
-        ({"zh": "甲"}, "english_missing: 20"),
-        ({"en": "a"}, "language_missing: 20"),
-        ({"en": ["a", "b"], "zh": ["甲"]}, "captions_unaligned: 20"),
-        ({"en": "a", "zh": ""}, "caption_empty: 20"),
+        ({"zh": "甲"}, "english_missing: languages: zh"),
+        ({"en": "a"}, "language_missing: languages: en"),
+        ({"en": ["a", "b"], "zh": ["甲"]}, "captions_unaligned: numbers"),
+        ({"en": "a", "zh": ""}, "caption_empty: json key 'zh'"),
     ],
 )
 def test_entries_that_cannot_be_pairs_are_refused_by_reason(tmp_path, captions, reason):
@@ -181,20 +183,23 @@ def test_image_texts_hold_pictures_with_their_captions(pictures):
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        (None, {"en": 0.5, "zh": 0.5}),
-        ({"en": 1, "cn": 3}, {"en": 0.25, "zh": 0.75}),
-        ({"zh": 1, "ja": 9}, {"zh": 1}),
+        ({}, {"en": 0.5, "zh": 0.5}),
+        ({"language_weights": {"en": 1, "cn": 3}}, {"en": 0.25, "zh": 0.75}),
+        ({"language_weights": {"zh": 3}}, {"en": 0.25, "zh": 0.75}),  # 1 for a language not named
+        ({"language_weights": {"zh": 3}, "languages": ["en", "zh", "ja"]}, {"en": 0.25, "zh": 0.75}),
+        ({"language_weights": {"en": 0}}, {"zh": 1}),
+        ({"languages": ["cn", "ja"]}, {"zh": 1}),
     ],
 )
 def test_caption_languages_are_drawn_by_weight(pictures, weights, expected):
-    drawn = Counter(image_texts(pictures, languages=weights).__getitems__(range(900)).languages)
+    drawn = Counter(image_texts(pictures, **weights).__getitems__(range(900)).languages)
     # At most 15 is the standard deviation of each count.
     assert drawn.keys() == expected.keys()
     assert all(abs(drawn[language] - 900 * share) < 75 for language, share in expected.items())
 
 
 def test_each_caption_of_a_list_is_drawn(pictures):
-    texts = texts_of(image_texts(pictures, languages={"en": 1}).__getitems__(range(400)).text)
+    texts = texts_of(image_texts(pictures, languages=["en"]).__getitems__(range(400)).text)
     assert abs(sum(text.startswith("a") for text in texts) - 200) < 50
 
 
@@ -270,46 +275,127 @@ def test_dataset_survives_pickling(pictures):
     assert copy.fingerprint == dataset.fingerprint
 
 
-def test_bad_sample_is_replaced_by_the_next_of_its_source(tmp_path):
-    samples = [(f"{n}", {"png": png((n, 0, 0)) if n not in (3, 4) else b"junk", "en.txt": f"{n}"}) for n in range(6)]
-    other = write_tar(tmp_path / "other.tar", [("other", {"png": png("red"), "en.txt": "other"})])
-    dataset = image_texts([write_tar(tmp_path / "0.tar", samples), other], max_bad_fraction=0.5)
-    refs = [dataset.plan[position] for position in range(7)]
-    batch = dataset.__getitems__(range(7))
-    expected = [f"{5 if ref.index in (3, 4) else ref.index}" if ref.source == 0 else "other" for ref in refs]
-    assert batch.keys == texts_of(batch.text) == expected
-    assert dataset.skipped.reasons == {"image_type": 3}
-    assert dataset.skipped.seen == 10
+def shard_with_damage(tmp_path, damaged, size, name="0.tar"):
+    """Pictures and captions that say their number; the damaged ones are no pictures."""
+    samples = [(f"{n}", {"png": b"junk" if n in damaged else png((n, 0, 0)), "en.txt": f"{n}"}) for n in range(size)]
+    return write_tar(tmp_path / name, samples)
 
 
-def test_last_sample_is_replaced_by_the_first(tmp_path):
+def test_bad_sample_is_replaced_by_one_of_its_shard_and_named_in_the_batch(tmp_path):
+    damaged = (3, 4, 11)
+    shards = [shard_with_damage(tmp_path, damaged, 20), shard_with_damage(tmp_path, (), 20, "1.tar")]
+    dataset = image_texts({"urls": shards})
+    refs = [dataset.plan[position] for position in range(40)]
+    batch = dataset.__getitems__(range(40))
+    assert texts_of(batch.text) == batch.keys
+    assert batch.pixel_values[:, 0, 0, 0].tolist() == [int(key) for key in batch.keys]
+    for ref, key in zip(refs, batch.keys, strict=True):
+        if ref.index in damaged:
+            assert int(key) not in damaged
+        else:
+            assert int(key) == ref.index % 20
+    met = [ref.index for ref in refs if ref.index in damaged]
+    assert batch.skipped == [
+        ("image_type", shards[0], f"{n}", "neither JPEG, PNG nor WebP: it begins with b'junk'") for n in met
+    ]
+
+
+def test_replacement_depends_on_seed_and_epoch_and_on_nothing_else(tmp_path):
+    path = shard_with_damage(tmp_path, (7,), 30)
+
+    def replacement(epoch, seed=0, together=30):
+        dataset = image_texts(path, plan_seed=seed)
+        positions = range(30 * epoch, 30 * epoch + 30)
+        place = next(n for n in positions if dataset.plan[n].index == 7)
+        start = place - place % together
+        return dataset.__getitems__(range(start, start + together)).keys[place - start]
+
+    assert replacement(0) == replacement(0, together=1) == replacement(0, together=5)
+    assert len({replacement(epoch) for epoch in range(5)}) > 1
+    assert len({replacement(0, seed=seed) for seed in range(5)}) > 1
+
+
+def test_shard_without_any_good_sample_is_replaced_by_others_at_bounded_cost(tmp_path, monkeypatch):
+    shards = [shard_with_damage(tmp_path, range(50), 50), shard_with_damage(tmp_path, (), 50, "1.tar")]
+    dataset = image_texts({"urls": shards})
+    reads = []
+    read = dataset.reader.read
+    monkeypatch.setattr(dataset.reader, "read", lambda *place: reads.append(place) or read(*place))
+    batch = dataset.__getitems__(range(100))
+    assert len(batch.skipped) == 50  # those that the plan visits, not those tried in their place
+    assert {skipped.shard for skipped in batch.skipped} == {shards[0]}
+    assert len(reads) < 50 + 50 * 12
+
+
+def test_only_good_sample_of_a_source_replaces_all_others(tmp_path):
     samples = [("0", {"json": {"en": "a", "zh": "甲"}}), ("1", {"json": {"en": "b"}})]
-    dataset = text_pairs(write_tar(tmp_path / "0.tar", samples), max_bad_fraction=1)
+    dataset = text_pairs(write_tar(tmp_path / "0.tar", samples))
     assert dataset.__getitems__(range(4)).keys == ["0"] * 4
 
 
-def test_too_many_bad_samples_stop_with_reasons_counts_and_an_example(tmp_path):
-    samples = [(f"{n:02d}", {"jpg": b"junk" if n % 2 else png("red"), "en.txt": "x"}) for n in range(40)]
-    dataset = image_texts(write_tar(tmp_path / "0.tar", samples), max_bad_fraction=0.05)
-    with pytest.raises(ValueError, match=r"max_bad_fraction=0\.05") as error:
-        dataset.__getitems__(range(40))
-    assert "image_type: " in str(error.value)
-    assert "0.tar" in str(error.value)
-
-
-def test_source_without_any_good_sample_is_an_error_even_when_all_may_be_bad(tmp_path):
+def test_source_without_any_good_sample_is_an_error(tmp_path):
     path = write_tar(tmp_path / "0.tar", [("k", {"json": {"en": "a"}})])
-    with pytest.raises(ValueError, match=r"(?s)0\.tar' has no sample that can be used.*language_missing: 1"):
-        text_pairs(path, max_bad_fraction=1).__getitems__([0])
+    with pytest.raises(ValueError, match=r"0\.tar' has no sample that can be used .* of 'k' in .*language_missing: "):
+        text_pairs(path).__getitems__([0])
 
 
 def test_bytes_that_vanish_are_a_bad_sample(parallel):
-    dataset = text_pairs(parallel, max_bad_fraction=0.5)
+    dataset = text_pairs(parallel)
     dataset.__getitems__([0])
     with open(parallel, "r+b") as file:
         file.truncate(5 * 1024)
-    dataset.__getitems__(range(10))
-    assert dataset.skipped.reasons["unreadable"] > 0
+    assert {skipped.reason for skipped in dataset.__getitems__(range(10)).skipped} == {"unreadable"}
+
+
+def test_member_of_too_many_bytes_is_skipped_before_it_is_read(tmp_path, monkeypatch):
+    samples = [(f"{n}", {"png": png("red"), "en.txt": "a" * (400 if n == 3 else 40)}) for n in range(20)]
+    dataset = image_texts(write_tar(tmp_path / "0.tar", samples))
+    monkeypatch.setattr(shards_module, "MAX_MEMBER_BYTES", 300)
+    reads = []
+    pread = shards_module.os.pread
+    monkeypatch.setattr(shards_module.os, "pread", lambda *place: reads.append(place[1]) or pread(*place))
+    (skipped,) = dataset.__getitems__(range(20)).skipped
+    assert (skipped.reason, skipped.key, skipped.detail) == ("member_bytes", "3", "en.txt has 400 bytes, limit 300")
+    assert max(reads) < 300
+
+
+def test_shard_that_vanishes_is_a_bad_sample(parallel, tmp_path):
+    other = write_tar(tmp_path / "other.tar", [(f"o{n}", {"json": {"en": "a", "zh": "甲"}}) for n in range(10)])
+    dataset = text_pairs({"urls": [parallel, other]})
+    (tmp_path / "other.tar").unlink()
+    batch = dataset.__getitems__(range(20))
+    assert len(batch.skipped) == 10
+    assert {(skipped.reason, skipped.shard) for skipped in batch.skipped} == {("unreadable", other)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_processes_hand_over_what_they_skipped(tmp_path, workers):
+    dataset = image_texts(shard_with_damage(tmp_path, range(0, 40, 5), 40))
+    sampler = PlannedBatchSampler(plan=dataset.plan, global_batch_size=10, rank=0, world_size=1)
+    arguments = {"batch_sampler": sampler, "collate_fn": as_it_is, "multiprocessing_context": "fork"}
+    alone = [dataset.__getitems__(positions) for positions in sampler]
+    loaded = list(DataLoader(dataset, num_workers=workers, **arguments))
+    assert [batch.skipped for batch in loaded] == [batch.skipped for batch in alone]
+    assert [batch.keys for batch in loaded] == [batch.keys for batch in alone]
+    assert sum(len(batch.skipped) for batch in alone) == 8
+
+
+def test_full_width_characters_are_narrowed_only_if_asked(tmp_path):
+    path = write_tar(tmp_path / "0.tar", [("k", {"png": png("red"), "zh.txt": "ＡＢ　猫！"})])
+    kept, narrowed = (image_texts(path, normalize_full_width=asked).__getitems__([0]) for asked in (False, True))
+    assert (texts_of(kept.text), texts_of(narrowed.text)) == (["ＡＢ　猫！"], ["AB 猫!"])
+    assert kept.caption_ids.tolist() != narrowed.caption_ids.tolist()
+
+
+def test_draft_is_what_the_picture_is_decoded_with(tmp_path):
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(buffer, "JPEG")
+    path = write_tar(tmp_path / "0.tar", [("k", {"jpg": buffer.getvalue(), "en.txt": "a gradient"})])
+    sizes = []
+    transform = lambda image: sizes.append(image.size) or first_pixel(image)  # noqa: E731
+    for draft in (None, lambda width, height: (width // 4, height // 4)):
+        image_texts(path, image_transform=transform, draft=draft).__getitems__([0])
+    assert sizes == [(256, 256), (64, 64)]
 
 
 def test_hostile_members_are_never_run(tmp_path):
@@ -378,10 +464,20 @@ def test_weights_are_given_to_all_sources_or_none(parallel, pictures):
         text_pairs([{"urls": parallel, "weight": 2}, pictures])
 
 
-@pytest.mark.parametrize("weights", [{}, {"en": 0}, {"en": -1, "zh": 2}, {"zh": 1, "cn": 1}, {"english": 1}])
-def test_faulty_language_weights_are_refused(pictures, weights):
-    with pytest.raises(ValueError, match=r"languages=|no language code"):
-        image_texts(pictures, languages=weights)
+@pytest.mark.parametrize(
+    ("languages", "weights", "message"),
+    [
+        (None, {"en": -1, "zh": 2}, "one finite weight >= 0"),
+        (None, {"en": float("inf")}, "one finite weight >= 0"),
+        (None, {"zh": 1, "cn": 1}, "per language"),
+        (None, {"english": 1}, "no language code"),
+        (["en", "zh"], {"cn": 2, "ja": 1}, r"names ja, which languages=\['en', 'zh'\] lacks: add it"),
+        (["en", "zh"], {"en": 0, "zh": 0}, "none of languages"),
+    ],
+)
+def test_faulty_language_weights_are_refused(pictures, languages, weights, message):
+    with pytest.raises(ValueError, match=message):
+        image_texts(pictures, languages=languages, language_weights=weights)
 
 
 def test_no_source_is_an_error():

@@ -12,6 +12,8 @@ LAYERS = {
     "types": 0,
     "configuration": 0,
     "errors": 0,
+    "hub": 0,
+    "markdown": 0,
     "command": 1,
     "distributed": 1,
     "losses": 2,
@@ -21,9 +23,12 @@ LAYERS = {
     "data": 4,
     "evaluation": 5,
     "stages": 6,
+    "model_card": 6,
     "training": 7,
     "evaluate": 8,
-    "cli": 9,
+    "export": 8,
+    "trimming": 9,
+    "cli": 10,
 }
 FORBIDDEN = {
     "models": {"lightning", "hydra", "omegaconf", "wandb", "transformers", "webdataset", "PIL", "numpy"},

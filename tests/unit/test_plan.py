@@ -1,15 +1,18 @@
 """The order of samples: complete, endless, weighted, and blind to ranks."""
 
 import math
+import pickle
 from collections import Counter, defaultdict
 from fractions import Fraction
 from itertools import chain
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altclip_train.data.plan import Plan, permutation, stable_hash
+from altclip_train.data import plan as plan_module
+from altclip_train.data.plan import Plan, _stable_order, permutation, stable_hash
 from altclip_train.data.sampler import PlannedBatchSampler
 
 SHARD_COUNTS = st.lists(
@@ -134,10 +137,67 @@ def test_neighbours_of_the_order_come_from_all_blocks_of_a_window():
     assert max(blocks.values()) < 32 + 5 * 5.3
 
 
+def test_order_keeps_no_trace_of_the_order_in_the_shards():
+    plan = Plan(shard_counts=[[1024] * 60], weights=[1], seed=7)
+    order = np.array([ref.index for ref in take(plan, 15 * 4096)])
+    windows = order.reshape(15, 4096)
+    for window in windows:
+        ranks = np.argsort(np.argsort(window))
+        # The rank correlation of random orders has a standard deviation of 1 / sqrt(4095).
+        assert abs(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) < 5 / math.sqrt(4095)
+        # Of two neighbours, as many as in a random order were neighbours before: 2 of 4096, deviation sqrt(2).
+        assert (np.abs(np.diff(window)) == 1).sum() <= 2 + 5 * math.sqrt(2)
+    # A window is 16 of 240 blocks from anywhere: its mean deviates by that of the source over sqrt(16).
+    means = windows.mean(axis=1)
+    assert np.abs(means - 15 * 2048).max() < 5 * 15 * 4096 / math.sqrt(12 * 16)
+    assert abs(np.corrcoef(means, np.arange(15))[0, 1]) < 0.8  # of 15 random pairs, 0.8 or more is rarer than 1 in 1000
+
+
+def test_consecutive_epochs_are_unrelated():
+    plan = Plan(shard_counts=[[100] * 100], weights=[1], seed=7)
+    first, second = (np.argsort([ref.index for ref in take(plan, 10_000, start)]) for start in (0, 10_000))
+    # Blocks of 100 and windows of 16 of them: 100 blocks, so a deviation of 1 / sqrt(99) of their correlation.
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / math.sqrt(99)
+
+
+@pytest.mark.parametrize("position", [0, 10_000_000, 123_456_789_012])
+def test_seeking_costs_the_same_everywhere(position, monkeypatch):
+    work = []
+    monkeypatch.setattr(plan_module, "permutation", lambda size, *key: work.append(size) or permutation(size, *key))
+    plan = Plan(shard_counts=[[5000] * 400, [3000] * 100], weights=[1, 1], seed=1)
+    assert not work
+    take(plan, 100, start=position)
+    blocks = [400 * 20, 100 * 12]
+    # Of each source the blocks of one epoch and one window of at most 16 blocks of 256, or two next to each other.
+    assert sorted(size for size in work if size in blocks) == sorted(blocks)
+    assert sum(work) - sum(blocks) <= 2 * 2 * 16 * 256
+
+
+def test_a_plan_is_sent_to_loader_processes_without_what_they_can_compute():
+    plan = Plan(shard_counts=[[10_000] * 1000], weights=[1], seed=1)
+    expected = take(plan, 20, start=10**6)
+    data = pickle.dumps(plan)
+    assert len(data) < 100 * 1000
+    assert take(pickle.loads(data), 20, start=10**6) == expected
+
+
 def test_every_sample_is_first_equally_often_over_seeds():
     firsts = Counter(Plan(shard_counts=[[6]], weights=[1], seed=seed, block_size=2)[0].index for seed in range(600))
     # 100 expected of each with a standard deviation of 9.1.
     assert all(abs(firsts[index] - 100) < 5 * 9.1 for index in range(6))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 1000, 70_000])
+def test_permutation_is_the_stable_order_of_raw_bits(size):
+    bits = np.random.PCG64(stable_hash("window", size)).random_raw(size)
+    assert np.array_equal(permutation(size, "window", size), np.argsort(bits, kind="stable"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 1 << 20, (1 << 20) + 1, (1 << 64) - 1, (1 << 64) - 2]), min_size=1))
+def test_stable_order_holds_for_equal_and_nearly_equal_keys(keys):
+    keys = np.array(keys, dtype=np.uint64)
+    assert np.array_equal(_stable_order(keys), np.argsort(keys, kind="stable"))
 
 
 def test_permutation_is_the_same_in_every_version():

@@ -1,5 +1,7 @@
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,3 +119,14 @@ def test_latest_moves_to_the_newest_finished_run(tmp_path):
         point_latest_to(make_run(tmp_path, "teacher", date))
     assert (tmp_path / "teacher" / "latest").resolve().name == "2026-01-02_00-00-00"
     assert json.loads((tmp_path / "teacher" / "latest" / "run.json").read_text())["stage"] == "teacher"
+
+
+def test_weights_of_a_hub_id_are_hashed_as_those_of_a_directory(tmp_path, weights, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hub = SimpleNamespace(snapshot_download=lambda repo_id, allow_patterns: str(weights / repo_id.partition("/")[2]))  # noqa: ARG005
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    run = make_run(tmp_path / "outputs", "teacher", "2026-01-01", clip="org/a")
+    same = Description(stage="teacher", clip=str(weights / "a"), student=None, start=None)
+    check_same(run, same)
+    with pytest.raises(ValueError, match="was started with clip=org/a, this command has clip=org/b"):
+        check_same(run, replace(same, clip="org/b"))

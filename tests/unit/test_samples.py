@@ -5,6 +5,7 @@ import json
 import pickle
 import struct
 import time
+import unicodedata
 import zlib
 
 import numpy as np
@@ -13,11 +14,11 @@ from PIL import Image
 
 from altclip_train.data.samples import (
     BadSample,
-    SkipCounter,
     decode_captions,
     decode_image,
     is_caption_field,
     is_image_text_field,
+    narrow,
     normalize_language,
 )
 
@@ -105,6 +106,10 @@ def test_captions_of_every_layout_are_read(fields, default, expected):
         ({"json": b'{"en": ""}'}, "caption_empty"),
         ({"json": b'{"en": []}'}, "caption_empty"),
         ({"json": b'{"en": ["a", " "]}'}, "caption_empty"),
+        ({"en.txt": b"\x07\x1f"}, "caption_empty"),
+        ({"en.txt": "\u3000\u00a0".encode()}, "caption_empty"),
+        ({"en.txt": b"... ?!"}, "caption_punctuation"),
+        ({"zh.txt": "……。".encode()}, "caption_punctuation"),
         ({"json": b'{"en": ["a", 3]}'}, "caption_type"),
         ({"json": b'{"en": "a\\u0000b"}'}, "caption_encoding"),
         ({"json": b'{"en": "a\\ud800b"}'}, "caption_encoding"),
@@ -158,6 +163,38 @@ def test_jpeg_keeps_its_mode_and_nearly_its_colour(mode):
     decoded = decode_image({"jpeg": encoded(image, "JPEG")})
     assert (decoded.mode, decoded.size) == (mode, (9, 8))
     assert np.abs(np.asarray(decoded).astype(int) - np.asarray(image)).max() <= 3
+
+
+def smooth(width, height):
+    """A picture without fine detail."""
+    noise = np.random.default_rng(1).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("needed", "expected"), [(224, (320, 240)), (240, (320, 240)), (241, (640, 480)), (480, (640, 480)), (60, (80, 60))]
+)
+def test_draft_decodes_a_jpeg_smaller_but_never_below_what_is_needed(needed, expected):
+    image = smooth(640, 480)
+    data = {"jpg": encoded(image, "JPEG", quality=95)}
+    drafted = decode_image(data, draft=lambda width, height: (needed * width // height, needed))
+    assert drafted.size == expected
+    # The same content: as close to a plain resize as JPEG itself is.
+    plain = decode_image(data).resize(expected, Image.Resampling.BOX)
+    assert np.abs(np.asarray(drafted).astype(int) - np.asarray(plain)).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_draft_leaves_other_formats_alone(kind):
+    data = {"jpg": encoded(smooth(64, 48), kind, lossless=True)}
+    assert np.array_equal(np.asarray(decode_image(data, draft=lambda *_: (8, 6))), np.asarray(decode_image(data)))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_draft_keeps_the_mode(mode):
+    data = {"jpg": encoded(smooth(64, 48).convert(mode), "JPEG")}
+    drafted = decode_image(data, draft=lambda *_: (32, 24))
+    assert (drafted.mode, drafted.size) == (mode, (32, 24))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -214,53 +251,32 @@ def test_skipping_many_bad_samples_is_quick():
     assert time.perf_counter() - start < 2
 
 
-def feed(counter, good, bad):
-    for _ in range(good):
-        counter.good()
-    for _ in range(bad):
-        counter.bad(BadSample("image_type", "odd"), "'k' in 0.tar")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cafe\u0301", "caf\u00e9"),
+        ("\u1112\u1161\u11ab", "\ud55c"),  # Hangul jamo
+        ("a\tcat\x0b on\x85a mat", "a cat  on a mat"),
+        ("a\x07 c\x9fat\x7f", "a cat"),
+        ("a\ufeffb", "ab"),
+        ("👩‍👧 + ی‌ک", "👩‍👧 + ی‌ک"),  # joiners are part of emoji and of Persian
+        ("ＡＢ１２，　x", "ＡＢ１２，　x"),
+        ("①½ﬁ", "①½ﬁ"),  # NFC, not NFKC
+        ("🐱", "🐱"),
+        ("5", "5"),
+    ],
+)
+def test_captions_are_in_nfc_without_control_characters(text, expected):
+    members = {"json": json.dumps({"en": text}).encode()}
+    assert decode_captions(members, default_language=None) == {"en": [expected]}
 
 
-def test_too_many_bad_samples_stop_the_run_with_reasons_and_counts():
-    counter = SkipCounter(0.1)
-    feed(counter, 30, 3)
-    counter.bad(BadSample("caption_empty"), "'e' in 1.tar")
-    with pytest.raises(ValueError, match=r"of \d+ samples cannot be used, .* max_bad_fraction=0\.1 ") as error:
-        feed(counter, 0, 10)
-    assert "image_type: " in str(error.value)
-    assert "such as 'k' in 0.tar: odd" in str(error.value)
-    assert "caption_empty: 1, such as 'e' in 1.tar" in str(error.value)
-
-
-def test_bad_samples_within_the_limit_are_only_counted():
-    counter = SkipCounter(0.1)
-    for _ in range(50):
-        feed(counter, 9, 1)
-    assert (counter.seen, counter.skipped) == (500, 50)
-
-
-def test_one_bad_sample_stops_a_run_that_allows_none_once_twenty_are_seen():
-    counter = SkipCounter(0)
-    feed(counter, 10, 1)
-    feed(counter, 8, 0)
-    with pytest.raises(ValueError, match="2 of 20"):
-        feed(counter, 0, 1)
-
-
-def test_only_bad_samples_stop_a_run_at_the_twentieth():
-    counter = SkipCounter(0.5)
-    feed(counter, 0, 19)
-    with pytest.raises(ValueError, match="20 of 20"):
-        feed(counter, 0, 1)
-    assert SkipCounter(1).max_fraction == 1
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.1])
-def test_fraction_outside_its_range_is_refused(fraction):
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        SkipCounter(fraction)
+def test_full_width_characters_have_ascii_counterparts():
+    full = "".join(map(chr, range(0xFF01, 0xFF5F)))
+    assert narrow(full) == unicodedata.normalize("NFKC", full) == "".join(map(chr, range(0x21, 0x7F)))
+    assert narrow("ＡＩ　２０２６年：ﾊﾝ") == "AI 2026年:ﾊﾝ"
 
 
 def test_captions_are_split_at_line_feeds_alone():
     captions = decode_captions({"en.txt": "a cat\u2028on a\x85mat\r\na dog\n".encode()}, default_language=None)
-    assert captions == {"en": ["a cat\u2028on a\x85mat", "a dog"]}
+    assert captions == {"en": ["a cat\u2028on a mat", "a dog"]}

@@ -300,10 +300,16 @@ def test_pipe_urls_are_refused_and_not_run(tmp_path, url):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/{0..3}.tar", "https://host/0.tar", "gs://b/0.tar", "hf://x/0.tar"])
-def test_remote_urls_are_refused_by_name(url):
-    with pytest.raises(ValueError, match="only local paths"):
-        expand_urls(url)
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://bucket/{0..1}.tar", ["s3://bucket/0.tar", "s3://bucket/1.tar"]),
+        ("{s3,gs}://b/0.tar", ["s3://b/0.tar", "gs://b/0.tar"]),
+        ("https://user:secret@host/{0..1}.tar?sig=*[1]", ["https://host/0.tar", "https://host/1.tar"]),
+    ],
+)
+def test_remote_urls_are_expanded_without_a_network_and_shown_without_secrets(url, expected):
+    assert [str(shard) for shard in expand_urls(url)] == expected
 
 
 def test_shard_named_twice_is_refused(tmp_path):

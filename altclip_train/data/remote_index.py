@@ -1,0 +1,97 @@
+"""What remote shards hold, known before any of them is read: from the indexes beside them, or by fetching all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from altclip_train.data.cache import ShardCache
+from altclip_train.data.index import ShardIndex, ShardState, parse_header, saved_header
+from altclip_train.data.remote import read_first_line, state_of
+from altclip_train.data.urls import INDEX_SUFFIX, RemoteUrl
+
+logger = logging.getLogger(__name__)
+
+THREADS = 16
+_one_at_a_time = threading.Lock()
+
+
+def remote_headers(urls: Sequence[RemoteUrl], cache: ShardCache) -> list[tuple[ShardState, dict[str, Any]]]:
+    """State and index header of each remote shard. Raises ValueError for a stale index, and Unreachable."""
+    if not urls:
+        return []
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            known = list(pool.map(lambda url: known_header(url, cache), urls))
+            missing = [(number, urls[number]) for number, (_, header) in enumerate(known) if header is None]
+            if missing:
+                logger.warning(
+                    "%d of %d remote shards have no index beside them, such as %s: fetching them whole to count their "
+                    "samples. `altclip data index URLS`, once, saves that",
+                    len(missing),
+                    len(urls),
+                    missing[0][1],
+                )
+            built = pool.map(lambda item: build_index(item[1], known[item[0]][0], cache).header(), missing)
+            console = Console(stderr=True)
+            headers = dict(
+                zip(
+                    (number for number, _ in missing),
+                    track(built, "fetching shards", len(missing), console=console, disable=not missing),
+                    strict=True,
+                )
+            )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [(state, header or headers[number]) for number, (state, header) in enumerate(known)]
+
+
+def known_header(url: RemoteUrl, cache: ShardCache) -> tuple[ShardState, dict[str, Any] | None]:
+    """State of a remote shard, and the header of its index in the cache or beside it; None if there is neither."""
+    state = state_of(url, cache.patience)
+    header = saved_header(cache.index_path(url, state), state)
+    return state, header if header is not None else sidecar_header(url, state, cache)
+
+
+def sidecar_header(url: RemoteUrl, state: ShardState, cache: ShardCache) -> dict[str, Any] | None:
+    """Header of ``<url>.idx``. Raises ValueError when it describes another state of the shard.
+
+    One that was written beside a local shard and copied with it knows no etag: its size counts, and once the
+    shard is fetched, all that it says is compared.
+    """
+    line = read_first_line(url.beside(INDEX_SUFFIX), cache.patience)
+    header = parse_header(line) if line else None
+    if header is None:
+        return None
+    size, etag = header["shard_size"], header["etag"]
+    if state.size not in (None, size) or etag not in (None, state.etag):
+        raise ValueError(
+            f"{url.beside(INDEX_SUFFIX)} is stale: it describes a shard of {size} bytes and etag {etag}, but the shard "
+            f"has {state.size} bytes and etag {state.etag}; run `altclip data index --rebuild` on it"
+        )
+    return header
+
+
+def build_index(url: RemoteUrl, state: ShardState, cache: ShardCache) -> ShardIndex:
+    """Fetch a remote shard and index it; the index stays in the cache."""
+    descriptor = cache.open(url, state, ahead=True)
+    if descriptor is not None:
+        return _index_and_close(url, state, cache, descriptor)
+    with _one_at_a_time:  # beyond what the limit allows to be open together
+        return _index_and_close(url, state, cache, cache.open(url, state))
+
+
+def _index_and_close(url: RemoteUrl, state: ShardState, cache: ShardCache, descriptor: int | None) -> ShardIndex:
+    assert descriptor is not None
+    try:
+        return cache.index(url, state)
+    finally:
+        os.close(descriptor)

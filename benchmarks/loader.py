@@ -1,0 +1,349 @@
+"""Our loader beside the `webdataset` library's usual pipeline, on one core: ``python benchmarks/loader.py``.
+
+Makes shards of synthetic 640 x 480 JPEGs and of parallel texts once, below --directory, then measures in turns:
+
+    raw             Pillow alone, from memory: decode and resize, the limit of any loader; raw_draft by `Image.draft`
+    ours, ours_draft        ImageTextDataset behind a DataLoader; with data.draft_jpeg
+    peer            WebDataset(resampled) + shuffle + decode("pil") + map + to_tuple + batched, WebLoader, with our
+                    transform on its pictures: the same pixels; one text tokenized at a time and padded
+    peer_usual      the same with the transform that torchvision's ToTensor and Normalize would make
+    *_texts         parallel texts, tokenized for student and teacher; *_strings without tokenizers
+
+Every measurement is a process of its own that computes on one thread without loader processes. Rates are per second of
+that process's CPU time, so that they are per core whatever else the machine does. The table shows the best of
+--rounds, since noise only ever slows down. Then: seconds to the first batch, and what draft does to the pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from altclip_train.data.dataset import ImageTextDataset, PairDataset, TextPairDataset
+from altclip_train.data.sampler import PlannedBatchSampler
+from altclip_train.data.samples import decode_image
+from altclip_train.processing import CLIPTokenizer, ImageTransform, XLMRTokenizer
+from altclip_train.processing.training import train_clip_bpe, train_sentencepiece
+from altclip_train.types import PackedTokens
+
+PICTURES, PICTURES_PER_SHARD = 2000, 500
+TEXTS, TEXTS_PER_SHARD = 40_000, 10_000
+SIDE, MAX_LENGTH = 224, 77
+BATCH = {"pictures": 64, "texts": 256}
+MEASURED = {
+    "pictures": ["raw", "raw_draft", "ours", "ours_draft", "peer", "peer_usual"],
+    "texts": ["ours_texts", "peer_texts", "ours_strings", "peer_strings"],
+}
+AIMS = {
+    "ours / peer": 1.2,
+    "ours_draft / peer": 2.2,
+    "ours / raw": 0.9,
+    "ours_draft / raw_draft": 0.9,
+    "ours_texts / peer_texts": 8.0,
+    "ours_strings / peer_strings": 8.0,
+}
+
+
+# Data
+
+
+def make_data(root: Path) -> None:
+    """Shards and tokenizers, made once."""
+    if (root / "complete").exists():
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    words = [_word(random.Random(n), "etaoinshrdlucmfwypvbgkjqxz", 2, 9) for n in range(4000)]
+    signs = [chr(0x4E00 + n) for n in range(2500)]
+    texts = [_entry(random.Random(n), words, signs) for n in range(TEXTS)]
+    for start in range(0, TEXTS, TEXTS_PER_SHARD):
+        entries = ((n, {"json": json.dumps(texts[n]).encode()}) for n in range(start, start + TEXTS_PER_SHARD))
+        _write_shard(root / f"texts-{start // TEXTS_PER_SHARD:04d}.tar", entries)
+    for start in range(0, PICTURES, PICTURES_PER_SHARD):
+        samples = (
+            (n, {"jpg": _jpeg(n), "txt": texts[n]["en"].encode()}) for n in range(start, start + PICTURES_PER_SHARD)
+        )
+        _write_shard(root / f"pictures-{start // PICTURES_PER_SHARD:04d}.tar", samples)
+    train_clip_bpe([text["en"] for text in texts[:4000]], 4000).save_pretrained(root / "clip")
+    some = [text[language] for text in texts[:4000] for language in ("en", "zh")]
+    train_sentencepiece(some, root / "student" / "sentencepiece.bpe.model", 6000)
+    (root / "complete").touch()
+
+
+def _word(draw: random.Random, letters: str, shortest: int, longest: int) -> str:
+    return "".join(draw.choices(letters, k=draw.randint(shortest, longest)))
+
+
+def _entry(draw: random.Random, words: list[str], signs: list[str]) -> dict[str, str]:
+    english = " ".join(draw.choices(words, k=draw.randint(6, 16)))
+    return {"en": english, "zh": "".join(draw.choices(signs, k=draw.randint(8, 24)))}
+
+
+def _jpeg(number: int) -> bytes:
+    """Noise at every scale, as strong as it is coarse, which is what photographs are like: about 100 KB."""
+    draw = np.random.default_rng(number)
+    picture = np.full((480, 640, 3), 128.0)
+    for width in (4, 16, 64, 160, 320, 640):
+        small = draw.integers(0, 256, (width * 3 // 4, width, 3), dtype=np.uint8)
+        large = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
+        picture += (np.asarray(large) - 127.5) * min(0.8, 12 / width)
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _write_shard(path: Path, samples: Iterable[tuple[int, dict[str, bytes]]]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, fields in samples:
+            for field, data in fields.items():
+                member = tarfile.TarInfo(f"{number:08d}.{field}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+# What is measured: iterators over batches
+
+
+class AsStrings:
+    """In place of a tokenizer, to measure what comes before it."""
+
+    def pack(self, texts: list[str], max_length: int) -> PackedTokens:  # noqa: ARG002
+        return texts  # type: ignore[return-value]
+
+
+def tokenizers(root: Path) -> tuple[XLMRTokenizer, CLIPTokenizer]:
+    return XLMRTokenizer.from_pretrained(root / "student"), CLIPTokenizer.from_pretrained(root / "clip")
+
+
+def ours(root: Path, kind: str) -> PairDataset:
+    if kind in ("ours_texts", "ours_strings"):
+        student, teacher = tokenizers(root) if kind == "ours_texts" else (AsStrings(), AsStrings())
+        return TextPairDataset(
+            sources=[str(root / "texts-*.tar")],
+            plan_seed=0,
+            student_tokenizer=student,
+            teacher_tokenizer=teacher,
+            max_length=MAX_LENGTH,
+        )
+    transform = ImageTransform(size=SIDE, crop_size=SIDE)
+    return ImageTextDataset(
+        sources=[{"urls": str(root / "pictures-*.tar"), "languages": ["en"]}],
+        plan_seed=0,
+        tokenizer=tokenizers(root)[1],
+        image_transform=transform,
+        max_length=MAX_LENGTH,
+        draft=transform.resized_size if kind == "ours_draft" else None,
+    )
+
+
+def our_loader(root: Path, kind: str, batch_size: int, workers: int = 0) -> DataLoader:
+    dataset = ours(root, kind)
+    sampler = PlannedBatchSampler(
+        plan=dataset.plan, global_batch_size=batch_size, rank=0, world_size=1, epoch_samples=1 << 40
+    )
+    context = "forkserver" if workers else None
+    options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": context}
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=as_it_is, **options)
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def peer_loader(root: Path, kind: str, batch_size: int) -> Iterable[Any]:
+    """The pipeline of webdataset's documentation, with one tokenizer call per text as trainers write it."""
+    import webdataset as wds
+
+    pictures = kind in ("peer", "peer_usual")
+    urls = sorted(map(str, root.glob("pictures-*.tar" if pictures else "texts-*.tar")))
+    data = wds.WebDataset(
+        urls, resampled=True, shardshuffle=False, nodesplitter=wds.split_by_node, workersplitter=wds.split_by_worker
+    ).shuffle(1000, initial=1000)
+    student, teacher = tokenizers(root)
+    if pictures:
+        transform = ImageTransform(size=SIDE, crop_size=SIDE) if kind == "peer" else usual_transform
+        data = data.decode("pil").to_tuple("jpg", "txt").map_tuple(transform, lambda text: padded(teacher, text))
+    elif kind == "peer_strings":
+        data = data.decode().to_tuple("json").map(lambda sample: (sample[0]["zh"], sample[0]["en"], sample[0]["en"]))
+    else:
+        data = data.decode().to_tuple("json").map(lambda sample: parallel(sample[0], student, teacher))
+    return wds.WebLoader(data.batched(batch_size, partial=False), batch_size=None, num_workers=0)
+
+
+def parallel(entry: dict[str, str], student: XLMRTokenizer, teacher: CLIPTokenizer) -> tuple[torch.Tensor, ...]:
+    return padded(student, entry["zh"]), padded(student, entry["en"]), padded(teacher, entry["en"])
+
+
+def padded(tokenizer: XLMRTokenizer | CLIPTokenizer, text: str) -> torch.Tensor:
+    ids = torch.full((MAX_LENGTH,), tokenizer.pad_token_id)
+    (tokens,) = tokenizer.encode_batch([text], MAX_LENGTH)
+    ids[: len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+def usual_transform(image: Image.Image) -> torch.Tensor:
+    """Resize, CenterCrop, ToTensor, Normalize, in the steps of torchvision's classes of these names."""
+    image = resized(image)
+    pixels = torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    mean = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
+    std = torch.tensor((0.26862954, 0.26130258, 0.27577711))[:, None, None]
+    return pixels.sub_(mean).div_(std)
+
+
+def resized(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    scale = SIDE / min(width, height)
+    image = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
+    return image.crop((left, top, left + SIDE, top + SIDE))
+
+
+def raw(root: Path, draft: bool, batch_size: int) -> Iterator[Any]:
+    """Pictures from memory, decoded and resized, and no more."""
+    encoded = jpegs(root)
+    while True:
+        for start in range(0, len(encoded) - batch_size + 1, batch_size):
+            batch = []
+            for data in encoded[start : start + batch_size]:
+                image = Image.open(io.BytesIO(data))
+                if draft:
+                    image.draft(None, (SIDE * 640 // 480, SIDE))
+                batch.append(resized(image.convert("RGB")))
+            yield batch
+
+
+def jpegs(root: Path) -> list[bytes]:
+    with tarfile.open(root / "pictures-0000.tar") as tar:
+        return [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]  # type: ignore[union-attr]
+
+
+# Measurements, each in a process of its own
+
+
+def batches_of(root: Path, kind: str, batch_size: int) -> Iterable[Any]:
+    if kind.startswith("raw"):
+        return raw(root, kind == "raw_draft", batch_size)
+    return our_loader(root, kind, batch_size) if kind.startswith("ours") else peer_loader(root, kind, batch_size)
+
+
+def measure_rate(root: Path, kind: str, seconds: float) -> dict[str, float]:
+    """Samples per second of CPU time and of wall time, after a beginning that is not counted."""
+    batch_size = BATCH["pictures" if kind in MEASURED["pictures"] else "texts"]
+    batches = iter(batches_of(root, kind, batch_size))
+    for _ in range(2):
+        next(batches)
+    count, cpu, wall = 0, time.process_time(), time.perf_counter()
+    while time.process_time() - cpu < seconds:
+        next(batches)
+        count += batch_size
+    return {"per_cpu_second": count / (time.process_time() - cpu), "per_second": count / (time.perf_counter() - wall)}
+
+
+def measure_first_batch(root: Path, kind: str, workers: int, indexed: bool) -> dict[str, float]:
+    """Seconds from the making of the dataset to its first batch."""
+    if not indexed:
+        for index in root.glob("*.idx"):
+            index.unlink()
+    start = time.perf_counter()
+    next(iter(our_loader(root, kind, BATCH["pictures" if kind == "ours" else "texts"], workers)))
+    return {"seconds": time.perf_counter() - start}
+
+
+def measure_draft(root: Path) -> dict[str, float]:
+    """How far pictures decoded by draft are from the exact ones, in grey levels of 255."""
+    transform = ImageTransform(size=SIDE, crop_size=SIDE)
+    differences = []
+    for data in islice(jpegs(root), 100):
+        exact, draft = (transform(decode_image({"jpg": data}, draft=d)) for d in (None, transform.resized_size))
+        differences.append((exact - draft).abs() * torch.tensor((0.2686, 0.2613, 0.2758))[:, None, None] * 255)
+    levels = torch.stack(differences)
+    return {"mean": levels.mean().item(), "p99": levels.flatten()[::37].quantile(0.99).item()}
+
+
+def in_new_process(arguments: argparse.Namespace, *measurement: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--directory", str(arguments.directory), "--measure", *measurement]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(root: Path, what: str, *options: str) -> dict[str, float]:
+    torch.set_num_threads(1)
+    if what == "rate":
+        return measure_rate(root, options[0], float(options[1]))
+    if what == "first_batch":
+        return measure_first_batch(root, options[0], int(options[1]), options[2] == "indexed")
+    return measure_draft(root)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks/loader"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of CPU time, per measurement")
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.directory, *arguments.measure)))
+        return
+    make_data(arguments.directory)
+    kinds = [*MEASURED["pictures"], *MEASURED["texts"]]
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for _ in range(arguments.rounds):
+        for kind in kinds:
+            runs[kind].append(in_new_process(arguments, "rate", kind, str(arguments.seconds)))
+    rates = {kind: max(run["per_cpu_second"] for run in runs[kind]) for kind in kinds}
+    ratios = {name: rates[name.split(" / ")[0]] / rates[name.split(" / ")[1]] for name in AIMS}
+    measured = {
+        "pictures, first index": ("ours", "0", "new"),
+        "pictures": ("ours", "0", "indexed"),
+        "pictures, one loader process": ("ours", "1", "indexed"),
+        "texts": ("ours_texts", "0", "indexed"),
+        "texts, one loader process": ("ours_texts", "1", "indexed"),
+    }
+    first_batch = {name: in_new_process(arguments, "first_batch", *how)["seconds"] for name, how in measured.items()}
+    result = {
+        "machine": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
+        "versions": {name: version(name) for name in ("torch", "pillow", "webdataset", "numpy")},
+        "samples_per_cpu_second": rates,
+        "ratios": ratios,
+        "aims": AIMS,
+        "seconds_to_the_first_batch": first_batch,
+        "draft_differs_by_grey_levels": in_new_process(arguments, "draft"),
+        "runs": runs,
+    }
+    (arguments.directory / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    print_table(result)
+
+
+def print_table(result: dict[str, Any]) -> None:
+    rates = result["samples_per_cpu_second"]
+    for kind in [*MEASURED["pictures"], *MEASURED["texts"]]:
+        print(f"{kind:16} {rates[kind]:10.0f} per core and second")
+    for name, ratio in result["ratios"].items():
+        print(f"{name:28} {ratio:6.2f}   aim {AIMS[name]}")
+    for name, seconds in result["seconds_to_the_first_batch"].items():
+        print(f"first batch, {name:32} {seconds:5.2f} s   aim 2 s")
+    draft = result["draft_differs_by_grey_levels"]
+    print(f"draft changes pixels by {draft['mean']:.2f} of 255 on average, 99 % of them by at most {draft['p99']:.1f}")
+
+
+if __name__ == "__main__":
+    main()

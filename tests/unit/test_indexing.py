@@ -1,0 +1,174 @@
+"""`altclip data index`: what it builds, skips, refuses, reports and exits with."""
+
+import hashlib
+import json
+
+import fsspec
+import pytest
+
+from altclip_train.cli import main
+from altclip_train.data.index import ShardState, index_path, saved_header
+from altclip_train.data.parts import part_of_work
+from altclip_train.data.shards import ShardReader, expand_urls
+from tests.servers import serve
+from tests.unit.test_remote import cache_in, shard
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three sound shards."""
+    for n in range(3):
+        (tmp_path / f"{n}.tar").write_bytes(shard(f"a{n}", f"b{n}", f"c{n}"))
+    return tmp_path
+
+
+def index(*arguments):
+    """Exit status of the command."""
+    try:
+        main(["data", "index", "--processes", "1", *map(str, arguments)])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[1024] ^= 1  # the header of the second member
+    path.write_bytes(data)
+
+
+def test_indexes_are_built_once(shards, capsys):
+    assert index(f"{shards}/*.tar") == 0
+    assert "3 shards, 9 samples, 0.0 MB, fields txt, 0 problems; 3 indexed now, 0 before" in capsys.readouterr().out
+    assert all(saved_header(index_path(path), ShardState.of(path)) for path in shards.glob("*.tar"))
+    assert index(f"{shards}/*.tar") == 0
+    assert "0 indexed now, 3 before" in capsys.readouterr().out
+
+
+def test_stale_index_of_a_local_shard_is_rebuilt(shards, capsys):
+    index(f"{shards}/*.tar")
+    (shards / "0.tar").write_bytes(shard("x"))
+    index(f"{shards}/*.tar")
+    assert "7 samples" in (out := capsys.readouterr().out.splitlines()[-1])
+    assert "1 indexed now, 2 before" in out
+
+
+def test_several_processes_report_in_order(shards, capsys):
+    index("--processes", 2, f"{shards}/2.tar", f"{shards}/0.tar")
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"{shards}/2.tar",
+        f"{shards}/0.tar",
+    ]
+
+
+def test_every_damaged_range_is_reported_and_ends_with_1(shards, capsys):
+    damage(shards / "1.tar")
+    assert index(f"{shards}/*.tar") == 1
+    first = capsys.readouterr().out
+    assert f"{shards}/1.tar: no tar header at byte 1024: lost what lies up to byte 2048" in first
+    assert "8 samples" in first
+    assert index(f"{shards}/*.tar") == 1  # from the index that is there
+    assert index("--allow-damaged", f"{shards}/*.tar") == 0
+
+
+def test_file_that_is_no_shard_is_an_error_in_any_case(shards, capsys):
+    (shards / "1.tar").write_bytes(b"<html>" * 200)
+    assert index("--allow-damaged", f"{shards}/*.tar") == 1
+    out = capsys.readouterr().out
+    assert f"{shards}/1.tar is not a readable tar file" in out
+    assert "6 samples" in out
+
+
+def test_manifest_says_what_each_shard_holds(shards, tmp_path):
+    damage(shards / "1.tar")
+    index("--manifest", tmp_path / "m.json", f"{shards}/*.tar")
+    entries = json.loads((tmp_path / "m.json").read_text())["shards"]
+    assert [entry["shard"] for entry in entries] == [f"{shards}/{n}.tar" for n in range(3)]
+    assert [entry["samples"] for entry in entries] == [3, 2, 3]
+    assert [len(entry["problems"]) for entry in entries] == [0, 1, 0]
+    content = (shards / "2.tar").read_bytes()
+    assert entries[2]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert entries[2]["bytes"] == len(content)
+
+
+def test_parts_cover_all_shards_once(shards, tmp_path):
+    for own in range(2):
+        index("--part", f"{own}/2", "--manifest", tmp_path / "m.json", f"{shards}/*.tar")
+    names = [json.loads((tmp_path / f"m.{own}-of-2.json").read_text())["shards"] for own in range(2)]
+    assert sorted(entry["shard"] for part in names for entry in part) == [f"{shards}/{n}.tar" for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
+        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "9"}, (4, 9)),
+    ],
+)
+def test_part_comes_from_the_launcher(monkeypatch, environment, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert part_of_work() == expected
+    assert part_of_work("1/2") == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "a/b"])
+def test_impossible_parts_are_refused(text):
+    with pytest.raises(ValueError, match="0/"):
+        part_of_work(text)
+
+
+@pytest.fixture
+def memory():
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    yield filesystem
+    filesystem.store.clear()
+
+
+def test_remote_index_is_written_beside_its_shard_and_used(tmp_path, memory, capsys, caplog):
+    memory.pipe_file("/d/0.tar", shard("a", "b"))
+    assert index("--cache-dir", tmp_path / "cache", "memory://d/0.tar") == 0
+    assert memory.exists("/d/0.tar.idx")
+    assert "1 indexed now, 0 before" in capsys.readouterr().out
+    index("--cache-dir", tmp_path / "other", "memory://d/0.tar")
+    assert "0 indexed now, 1 before" in capsys.readouterr().out
+    assert not list(tmp_path.glob("other/*.tar"))
+    assert ShardReader(expand_urls("memory://d/*.tar"), cache=cache_in(tmp_path / "third")).counts == [2]
+    assert caplog.text == ""
+
+
+def test_stale_remote_index_is_refused_unless_it_is_to_be_rebuilt(tmp_path, memory, capsys):
+    memory.pipe_file("/d/0.tar", shard("a", "b"))
+    index("--cache-dir", tmp_path, "memory://d/0.tar")
+    memory.pipe_file("/d/0.tar", shard("c"))
+    capsys.readouterr()
+    assert index("--cache-dir", tmp_path, "memory://d/0.tar") == 1
+    assert "0.tar.idx is stale" in capsys.readouterr().out
+    assert index("--cache-dir", tmp_path, "--rebuild", "memory://d/0.tar") == 0
+    assert index("--cache-dir", tmp_path, "memory://d/0.tar") == 0
+
+
+def test_index_stays_in_the_cache_where_nothing_can_be_written(tmp_path, capsys):
+    with serve(**{"0.tar": shard("a")}) as files:
+        assert index("--cache-dir", tmp_path, f"{files.url}/0.tar?sig=CANARY") == 0
+        assert {method for method, _ in files.requests} == {"HEAD", "GET"}
+    out = capsys.readouterr().out
+    assert "1 indexes could not be written beside their shards" in out
+    assert "CANARY" not in out
+    assert list(tmp_path.glob("*.idx"))
+
+
+def test_shard_that_cannot_be_reached_does_not_hide_the_others(shards, capsys):
+    with serve() as files:
+        assert index(f"{files.url}/0.tar", f"{shards}/0.tar") == 1
+    out = capsys.readouterr().out
+    assert f"there is no file {files.url}/0.tar" in out
+    assert "3 samples" in out

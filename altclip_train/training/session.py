@@ -13,7 +13,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from altclip_train.configuration import check_configuration
+from altclip_train.model_card import directory_usage, write_card
+from altclip_train.models import AltCLIPModel, CLIPModel
 from altclip_train.training import runs
+from altclip_train.training.facts import read_run, software
 
 
 def register_resolvers() -> None:
@@ -65,6 +68,11 @@ class TrainingRun(L.Callback):
             if self.checkpoint is not None:
                 print(f"resumes from: {self.checkpoint}")
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        if trainer.is_global_zero:
+            samples = trainer.datamodule.train_set.samples  # type: ignore[attr-defined]
+            runs.record(self.directory, software=software(), samples=samples)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model directory in one step and let ``latest`` point to the run."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in pl_module.parameters()):
@@ -80,11 +88,25 @@ class TrainingRun(L.Callback):
             os.replace(incomplete, model)
             runs.point_latest_to(self.directory)
             print(f"model directory: {model}")
+            runs.record(self.directory, steps=trainer.global_step)
+            self._write_card(pl_module)
         trainer.strategy.barrier("model directory written")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the card again: by now the benchmarks of the other callbacks have their results."""
+        if trainer.is_global_zero:
+            self._write_card(pl_module)
+
+    def _write_card(self, module: L.LightningModule) -> None:
+        model = cast(SavedModule, module).trained_model
+        write_card(self.directory / runs.MODEL, model, read_run(self.directory), directory_usage(model))
 
 
 class SavedModule(Protocol):
     """What a stage offers to be kept."""
+
+    @property
+    def trained_model(self) -> AltCLIPModel | CLIPModel: ...
 
     def save_model(self, directory: Path) -> None: ...
 

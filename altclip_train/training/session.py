@@ -88,16 +88,16 @@ class TrainingRun(L.Callback):
             os.replace(incomplete, model)
             runs.point_latest_to(self.directory)
             print(f"model directory: {model}")
-            runs.record(self.directory, steps=trainer.global_step)
-            self._write_card(pl_module)
+            self._write_card(trainer, pl_module)
         trainer.strategy.barrier("model directory written")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the card again: by now the benchmarks of the other callbacks have their results."""
-        if trainer.is_global_zero:
-            self._write_card(pl_module)
+        if trainer.is_global_zero and runs.is_finished(self.directory):
+            self._write_card(trainer, pl_module)
 
-    def _write_card(self, module: L.LightningModule) -> None:
+    def _write_card(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        runs.record(self.directory, steps=trainer.global_step)
         model = cast(SavedModule, module).trained_model
         write_card(self.directory / runs.MODEL, model, read_run(self.directory), directory_usage(model))
 

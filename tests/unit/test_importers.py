@@ -283,7 +283,8 @@ class TestPictures:
             info = tarfile.TarInfo("s0000000.webp")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-        (folder / "evaluation" / "other.png").write_bytes(picture("blue", size=(4, 6)))
+        with Image.open(folder / "pictures" / "more" / "blue.dat") as blue:  # its pixels in another shape
+            (folder / "evaluation" / "other.png").write_bytes(picture(blue.getpixel((0, 0)), size=(4, 6)))
         rows = ["red.png\t红", "more/blue.dat\t蓝"]
         report, found = self.run(folder, rows, exclude_pictures=[str(folder / "evaluation")])
         assert report["left_out"] == {"evaluation_picture": 1}

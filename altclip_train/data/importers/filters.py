@@ -11,6 +11,7 @@ from PIL import Image
 
 from altclip_train.processing.images import to_rgb
 
+LETTER = re.compile(r"[^\W\d_]")
 HAN = re.compile(r"[\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 KANA = re.compile(r"[\u3041-\u309f\u30a1-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
 HANGUL = re.compile(r"[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
@@ -81,7 +82,7 @@ def in_script(language: str, text: str) -> bool:
         return len(HAN.findall(text)) > len(KANA.findall(text)) + len(HANGUL.findall(text))
     if language in ("ja", "ko"):
         return (KANA if language == "ja" else HANGUL).search(text) is not None
-    letters = sum(character.isalpha() for character in text)
+    letters = len(LETTER.findall(text))
     return letters > 0 and 2 * len(SCRIPTS.get(language, LATIN).findall(text)) >= letters
 
 

@@ -5,7 +5,9 @@ Shard k holds what is left of records [k * n, (k + 1) * n). A shard that exists 
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -82,20 +84,18 @@ class ShardMaker:
 
     def write(self, number: int, repeated: np.ndarray | None) -> None:
         """Write shard ``number`` without the records at the places of ``repeated``, its tally before it."""
-        from webdataset.writer import TarWriter
-
         tally, shard = Tally(), self.job.shard(number)
         with replacing(shard) as temporary:
-            with (
-                open(temporary, "wb") as stream,
-                TarWriter(stream, encoder=False, mtime=0, user="altclip", group="altclip") as tar,
-            ):
+            with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for sample in self._samples(number, set() if repeated is None else set(repeated.tolist()), tally):
-                    tar.write(sample)
+                    for name, data in sample.items():
+                        info = tarfile.TarInfo(name)  # with times and owners that are the same everywhere
+                        info.size = len(data)
+                        tar.addfile(info, io.BytesIO(data))
             with replacing(self.job.state / f"{shard.stem}.json") as file:
                 file.write_text(json.dumps(tally.as_json(), ensure_ascii=False), encoding="utf-8")
 
-    def _samples(self, number: int, repeated: set[int], tally: Tally) -> Iterator[dict[str, bytes | str]]:
+    def _samples(self, number: int, repeated: set[int], tally: Tally) -> Iterator[dict[str, bytes]]:
         first = number * self.job.samples_per_shard
         for place, row in enumerate(self.records.rows(self.cuts[number])):
             tally.read += 1
@@ -217,11 +217,12 @@ def write_report(job: ImportJob, records: int, shards: int) -> dict[str, Any]:
             return report
 
 
-def _members(key: str, sample: Sample, extension: str | None) -> dict[str, bytes | str]:
+def _members(key: str, sample: Sample, extension: str | None) -> dict[str, bytes]:
+    """Names and bytes of the members of a sample."""
     texts = {language: found[0] if len(found) == 1 else found for language, found in sample.captions.items()}
-    members: dict[str, bytes | str] = {"__key__": key, "json": json.dumps(texts, ensure_ascii=False).encode()}
+    members = {f"{key}.json": json.dumps(texts, ensure_ascii=False).encode()}
     if extension is not None and sample.picture is not None:
-        members[extension] = sample.picture
+        members[f"{key}.{extension}"] = sample.picture
     return members
 
 

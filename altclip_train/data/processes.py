@@ -35,7 +35,7 @@ def map_processes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])  # else every worker would import torch anew
     workers = min(processes, len(tasks))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(shared,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(shared, dict(os.environ)))
     try:
         futures = [pool.submit(_call, function, task) for task in tasks]
         while futures:
@@ -44,9 +44,12 @@ def map_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(shared: Any) -> None:
+def _start(shared: Any, environment: dict[str, str]) -> None:
     global _shared
     _shared = shared
+    # A worker comes from a server that may be older than what was set since, such as credentials of a store.
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

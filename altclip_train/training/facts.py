@@ -12,11 +12,10 @@ from typing import Any
 
 import yaml
 
+from altclip_train.data.dataset import ENGLISH
 from altclip_train.data.starter import LANGUAGES
 from altclip_train.model_card import RunFacts, Scores
 from altclip_train.training import runs
-
-ENGLISH = "en"
 
 
 def software() -> dict[str, str | None]:

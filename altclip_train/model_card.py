@@ -114,7 +114,7 @@ def _what_it_is(model: AltCLIPModel | CLIPModel, run: RunFacts | None) -> str:
     rows = {
         "what it gives": "vectors of texts and of pictures in one space, compared by their cosine",
         "languages trained": ", ".join(map(text, languages)) if languages else UNKNOWN,
-        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "parameters": f"{model.num_parameters():,}",
         "text tower": f"{words.num_hidden_layers} layers, width {words.hidden_size}, {words.vocab_size:,} tokens, "
         f"at most {words.max_tokens} in a text",
         "image tower": f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, pictures of "

@@ -121,7 +121,7 @@ def trim(
         held_out = compare_ids(old, new, ids, read_texts(held_out_files, languages)) if check else None
 
         model = AltCLIPModel.from_checkpoint(found)
-        parameters = _parameters(model)
+        parameters = model.num_parameters()
         unchanged = [text for text in chosen if not compare_ids(old, new, ids, [text]).changed]
         difference = cut_embeddings(model, old, new, kept, unchanged)
         model.to(_stored_dtype(found))
@@ -129,7 +129,7 @@ def trim(
             rows=(rows, len(kept)),
             used=int((counts > 0).sum()),
             row_bytes=model.config.text_config.hidden_size * model.dtype.itemsize,
-            parameters=(parameters, _parameters(model)),
+            parameters=(parameters, model.num_parameters()),
             given=given,
             sampled=len(unchanged),
             difference=difference,
@@ -263,10 +263,6 @@ def _card(source: Path, report: TrimReport) -> str:
         f"{before}\n\n## Trimmed vocabulary\n\n`altclip trim` left out pieces of the vocabulary that given texts do "
         f"not use; sizes further up are those before it. Nothing else changed.\n\n{facts}\n"
     )
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -1,39 +1,33 @@
-"""The ``altclip`` command: everyday tools beside training and evaluation."""
+"""``altclip data``: prepare shards and look at them. What an action needs is imported when it runs: --help is quick."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from pathlib import Path
 
-from altclip_train.errors import short_errors
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
-    with short_errors():
-        options.run(options)
+Tools = argparse._SubParsersAction
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="altclip", description="Tools of altclip_train.")
-    tools = parser.add_subparsers(required=True, metavar="TOOL")
-    data = tools.add_parser("data", help="prepare and look at data").add_subparsers(required=True, metavar="ACTION")
-    starter = data.add_parser("starter", help="build the starter data from installed packages, without a network")
-    starter.add_argument("--root", default="data/starter", help="where to build it (default: %(default)s)")
-    starter.add_argument("--rebuild", action="store_true", help="build again although it is there")
-    starter.set_defaults(run=_starter)
-    _add_index(data)
-    _add_import(data)
-    _add_inspect(data)
-    _add_verify(data)
-    _add_bench(data)
-    _add_export(tools)
-    _add_trim(tools)
-    return parser
+def add(tools: Tools) -> None:
+    """Add ``data`` and its actions to the tools of ``altclip``."""
+    actions = tools.add_parser("data", help="prepare and look at data").add_subparsers(required=True, metavar="ACTION")
+    _add_starter(actions)
+    _add_index(actions)
+    _add_import(actions)
+    _add_inspect(actions)
+    _add_verify(actions)
+    _add_bench(actions)
 
 
-def _add_index(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    index = data.add_parser(
+def _add_starter(actions: Tools) -> None:
+    tool = actions.add_parser("starter", help="build the starter data from installed packages, without a network")
+    tool.add_argument("--root", default="data/starter", help="where to build it (default: %(default)s)")
+    tool.add_argument("--rebuild", action="store_true", help="build again although it is there")
+    tool.set_defaults(run=_starter)
+
+
+def _add_index(actions: Tools) -> None:
+    index = actions.add_parser(
         "index",
         help="write an index beside every shard and report damage",
         description="Write an index beside every shard, near or far, and report what the shards hold and have lost. "
@@ -51,8 +45,8 @@ def _add_index(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     index.set_defaults(run=_index)
 
 
-def _add_import(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    tool = data.add_parser(
+def _add_import(actions: Tools) -> None:
+    tool = actions.add_parser(
         "import",
         help="write shards from the files you have",
         description="Write WebDataset shards from the files you have. Shards that are there are not made again, so it "
@@ -102,8 +96,8 @@ def _add_import(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     tool.set_defaults(run=_import)
 
 
-def _add_inspect(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    tool = data.add_parser(
+def _add_inspect(actions: Tools) -> None:
+    tool = actions.add_parser(
         "inspect",
         help="what shards hold: counts, languages, sizes, lengths, damage, a contact sheet",
         description="Say what shards hold. Counts of shards and samples are exact; everything else is of --samples "
@@ -124,8 +118,8 @@ def _add_inspect(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     tool.set_defaults(run=_inspect)
 
 
-def _add_verify(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    tool = data.add_parser(
+def _add_verify(actions: Tools) -> None:
+    tool = actions.add_parser(
         "verify",
         help="read and decode every sample, list the damage",
         description="Read and decode every sample of shards and list what is damaged. Exits with 1 when anything is.",
@@ -138,8 +132,8 @@ def _add_verify(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     tool.set_defaults(run=_verify)
 
 
-def _add_bench(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    tool = data.add_parser(
+def _add_bench(actions: Tools) -> None:
+    tool = actions.add_parser(
         "bench",
         help="how fast the loader is here, and what limits it",
         description="Measure the training loader on your shards, and its stages one by one.",
@@ -159,69 +153,7 @@ def _add_bench(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     tool.set_defaults(run=_bench)
 
 
-def _add_export(tools: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    summary = "write a model for other software: the published layout, ONNX, open_clip"
-    export = tools.add_parser(
-        "export",
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog="formats: altclip, the layout that transformers reads; onnx, both towers with their projections, "
-        "checked against torch before anything is written; open_clip, for models whose text tower is CLIP's.",
-    )
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a model directory, a run, or RUN/checkpoints/X.ckpt")
-    export.add_argument("directory", metavar="DIR", help="where to write; must not hold anything yet")
-    export.add_argument(
-        "--format", choices=("altclip", "onnx", "open_clip"), default="altclip", help="default: %(default)s"
-    )
-    export.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="of the weights (default: %(default)s)",
-    )
-    export.set_defaults(run=_export)
-
-
-def _add_trim(tools: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    summary = "write an AltCLIP with only the rows of its vocabulary that your texts need"
-    trim = tools.add_parser(
-        "trim",
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ". Nothing is written unless those texts keep their token ids, "
-        "renumbered, and their features.",
-        epilog="texts: .txt (one per line), .tsv (one per cell), .jsonl with {language: text} objects, each also as "
-        ".gz, and WebDataset .tar shards with captions; globs and braces work.",
-    )
-    trim.add_argument("checkpoint", metavar="CHECKPOINT", help="an AltCLIP model directory, or a run")
-    trim.add_argument("directory", metavar="DIR", help="where to write; must not hold anything yet")
-    trim.add_argument("--texts", nargs="+", required=True, metavar="FILE", help="texts that must stay as they are")
-    trim.add_argument("--languages", nargs="+", metavar="CODE", help="captions that count, such as: en zh")
-    trim.add_argument(
-        "--min-count",
-        type=int,
-        default=1,
-        metavar="N",
-        help="drop pieces of several characters that are used less often; texts with such a piece change, and are "
-        "counted (default: %(default)s)",
-    )
-    trim.add_argument(
-        "--used-characters",
-        action="store_true",
-        help="drop single characters that the texts do not use; in new texts they become <unk>",
-    )
-    trim.add_argument(
-        "--sample",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="compare the features of at most N different texts (default: %(default)s); ids are compared on all",
-    )
-    trim.add_argument("--check", nargs="+", default=(), metavar="FILE", help="held-out texts to report the effect on")
-    trim.set_defaults(run=_trim)
-
-
 def _starter(options: argparse.Namespace) -> None:
-    # Imported here, so that --help stays quick.
     from altclip_train.data.starter import build_starter, ensure_starter
 
     root = build_starter(options.root) if options.rebuild else ensure_starter(options.root)
@@ -229,8 +161,6 @@ def _starter(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from altclip_train.data.cache import ShardCache
     from altclip_train.data.indexing import IndexJob, index_sources, write_manifest
     from altclip_train.data.parts import part_of_work
@@ -270,30 +200,3 @@ def _bench(options: argparse.Namespace) -> None:
     from altclip_train.data.loader_bench import run
 
     run(options)
-
-
-def _export(options: argparse.Namespace) -> None:
-    from altclip_train.export import export
-
-    directory = export(options.checkpoint, options.directory, format=options.format, dtype=options.dtype)
-    print(f"written to {directory}")
-
-
-def _trim(options: argparse.Namespace) -> None:
-    from altclip_train.trimming import trim
-
-    report = trim(
-        options.checkpoint,
-        options.directory,
-        options.texts,
-        languages=options.languages,
-        min_count=options.min_count,
-        characters=not options.used_characters,
-        sample=options.sample,
-        check=options.check,
-    )
-    print(*report.lines(), f"written to {options.directory}", sep="\n")
-
-
-if __name__ == "__main__":
-    main()

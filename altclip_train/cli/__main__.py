@@ -1,0 +1,3 @@
+from altclip_train.cli import main
+
+main()

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from altclip_train import distributed
 
-TILE_ROWS = 1024
-TILE_COLUMNS = 4096
+# Rows and columns of a tile of logits. 4 MB stay in a CPU's cache between the passes over them; a GPU wants large
+# matrix products, and holds three tiles of 64 MB.
+CPU_TILE, GPU_TILE = 1024, 4096
 
 
 def distillation_loss(student: Tensor, target: Tensor, group: distributed.Group = None) -> Tensor:
@@ -93,27 +94,26 @@ class _ContrastiveLoss(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):
             compute_dtype = torch.promote_types(rows.dtype, torch.float32)
-            x, y_local = rows.to(compute_dtype), columns.to(compute_dtype)  # (B, D)
             scale = logit_scale.to(compute_dtype).exp()
+            x, y_local = rows.to(compute_dtype), columns.to(compute_dtype)  # (B, D)
             counts = distributed.row_counts(len(x), x.device, group)
             total, offset = sum(counts), sum(counts[: distributed.rank(group)])
             y = distributed.all_gather_rows(y_local, counts, group)  # (G, D)
-            targets = _Targets(ids, counts, offset, group)
+            positives = _Positives(ids, counts, offset, group)
 
             row_lse = x.new_full((len(x),), -torch.inf)  # (B,)
             column_lse = x.new_full((total,), -torch.inf)  # (G,)
-            positives = x.new_zeros(())
-            for i, j in _tiles(len(x), total):
-                logits = scale * x[i] @ y[j].T
+            for i, j in _tiles(x, y):
+                logits = (scale * x[i]) @ y[j].T
                 row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(1))
                 column_lse[j] = torch.logaddexp(column_lse[j], logits.logsumexp(0))
-                positives += targets.weighted_sum(logits, i, j)
             column_lse = _merge_log_sum_exp(column_lse, group)
             own_columns = column_lse[offset : offset + len(x)]
-            loss = (row_lse.sum() + own_columns.sum() - 2 * positives) / (2 * total)
+            positive_logits = scale * (x * positives.of_rows(y)).sum()
+            loss = (row_lse.sum() + own_columns.sum() - 2 * positive_logits) / (2 * total)
 
         ctx.save_for_backward(x, y, scale, row_lse, column_lse)
-        ctx.targets, ctx.counts, ctx.offset, ctx.group = targets, counts, offset, group
+        ctx.positives, ctx.counts, ctx.offset, ctx.group = positives, counts, offset, group
         ctx.input_dtypes = (rows.dtype, columns.dtype, logit_scale.dtype)
         return distributed.all_reduce_sum(loss, group)
 
@@ -121,69 +121,61 @@ class _ContrastiveLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, y, scale, row_lse, column_lse = ctx.saved_tensors
         columns_need_grad = ctx.needs_input_grad[1]
-        world_size = len(ctx.counts)
         with torch.autocast(x.device.type, enabled=False):
-            weight = grad_outputs[0].to(x.dtype) * (world_size / (2 * len(y)))
-            grad_x = torch.zeros_like(x)
-            grad_y = torch.zeros_like(y) if columns_need_grad else None
-            grad_scale = x.new_zeros(())
-            for i, j in _tiles(len(x), len(y)):
-                logits = scale * x[i] @ y[j].T
-                grad = (logits - row_lse[i, None]).exp_() + (logits - column_lse[None, j]).exp_()
-                ctx.targets.subtract_twice(grad, i, j)
-                grad_scale += (grad * logits).sum()
-                grad_x[i] += grad @ y[j]
+            # With P the sum of the softmaxes of both directions, d(2 G loss)/dL = P - 2 T.
+            grad_x = ctx.positives.of_rows(y).mul_(-2)  # (B, D)
+            grad_y = ctx.positives.of_columns(x).mul_(-2) if columns_need_grad else None  # (G, D)
+            for i, j in _tiles(x, y):
+                logits = (scale * x[i]) @ y[j].T
+                grad = (logits - row_lse[i, None]).exp_().add_(logits.sub_(column_lse[None, j]).exp_())
+                grad_x[i].addmm_(grad, y[j])
                 if grad_y is not None:
-                    grad_y[j] += grad.T @ x[i]
+                    grad_y[j].addmm_(grad.T, x[i])
+            weight = grad_outputs[0].to(x.dtype) * (len(ctx.counts) / (2 * len(y)))
             grad_x *= weight * scale
+            # L is linear in x and depends on logit_scale through its exponential: dL/d(logit_scale) = L = x dL/dx.
+            grad_logit_scale = (grad_x * x).sum().to(ctx.input_dtypes[2])
             if grad_y is not None:
                 grad_y = distributed.all_reduce_sum(grad_y, ctx.group)[ctx.offset : ctx.offset + len(x)]
                 grad_y = (grad_y * (weight * scale)).to(ctx.input_dtypes[1])
-            # L depends on logit_scale through its exponential: dL/d(logit_scale) = L.
-            grad_logit_scale = (weight * grad_scale).to(ctx.input_dtypes[2])
         return grad_x.to(ctx.input_dtypes[0]), grad_y, grad_logit_scale, None, None
 
 
-class _Targets:
-    """The target matrix T of this rank's rows against all columns, made tile by tile."""
+class _Positives:
+    """Products with the target matrix T, (B, G): this rank's rows against all columns. T itself is never made."""
 
     def __init__(self, ids: Tensor | None, counts: list[int], offset: int, group: distributed.Group) -> None:
-        self.offset = offset
-        self.row_ids = self.column_ids = self.row_repeats = None
+        self.own, self.total = slice(offset, offset + counts[distributed.rank(group)]), sum(counts)
+        self.id_number: Tensor | None = None  # (G,), which of the different ids each column has
         if ids is not None:
-            self.row_ids = ids
-            self.column_ids = distributed.all_gather_rows(ids, counts, group)  # (G,)
-            _, inverse, repeats = self.column_ids.unique(return_inverse=True, return_counts=True)
-            self.row_repeats = repeats[inverse][offset : offset + len(ids)]  # (B,)
+            all_ids = distributed.all_gather_rows(ids, counts, group)
+            _, self.id_number, self.repeats = all_ids.unique(return_inverse=True, return_counts=True)
 
-    def _tile(self, like: Tensor, rows: slice, columns: slice) -> Tensor:
-        if self.row_ids is None or self.column_ids is None or self.row_repeats is None:
-            i = torch.arange(rows.start, rows.stop, device=like.device) + self.offset
-            j = torch.arange(columns.start, columns.stop, device=like.device)
-            return (i[:, None] == j).to(like.dtype)
-        same = self.row_ids[rows, None] == self.column_ids[None, columns]
-        return same / self.row_repeats[rows, None].to(like.dtype)
+    def of_rows(self, y: Tensor) -> Tensor:
+        """T y: the mean of each row's positive columns, (G, D) -> (B, D), a new tensor."""
+        if self.id_number is None:
+            return y[self.own].clone()
+        return self._mean_by_id(y, self.id_number)[self.id_number[self.own]]
 
-    def _holds_none(self, rows: slice, columns: slice) -> bool:
-        """True where the identity has no entry in the tile."""
-        first, last = rows.start + self.offset, rows.stop + self.offset
-        return self.row_ids is None and (last <= columns.start or columns.stop <= first)
+    def of_columns(self, x: Tensor) -> Tensor:
+        """T' x: what this rank's rows give to each column, (B, D) -> (G, D), a new tensor."""
+        if self.id_number is None:
+            result = x.new_zeros(self.total, x.shape[1])
+            result[self.own] = x
+            return result
+        return self._mean_by_id(x, self.id_number[self.own])[self.id_number]
 
-    def weighted_sum(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
-        if self._holds_none(rows, columns):
-            return logits.new_zeros(())
-        return (self._tile(logits, rows, columns) * logits).sum()
-
-    def subtract_twice(self, grad: Tensor, rows: slice, columns: slice) -> None:
-        if not self._holds_none(rows, columns):
-            grad.sub_(self._tile(grad, rows, columns), alpha=2)
+    def _mean_by_id(self, values: Tensor, id_number: Tensor) -> Tensor:
+        sums = values.new_zeros(len(self.repeats), values.shape[1]).index_add_(0, id_number, values)
+        return sums / self.repeats[:, None]
 
 
-def _tiles(rows: int, columns: int) -> list[tuple[slice, slice]]:
+def _tiles(rows: Tensor, columns: Tensor) -> list[tuple[slice, slice]]:
+    size = CPU_TILE if rows.device.type == "cpu" else GPU_TILE
     return [
-        (slice(i, min(i + TILE_ROWS, rows)), slice(j, min(j + TILE_COLUMNS, columns)))
-        for i in range(0, rows, TILE_ROWS)
-        for j in range(0, columns, TILE_COLUMNS)
+        (slice(i, min(i + size, len(rows))), slice(j, min(j + size, len(columns))))
+        for i in range(0, len(rows), size)
+        for j in range(0, len(columns), size)
     ]
 
 

@@ -12,9 +12,8 @@ from altclip_train.losses import contrastive_loss, distillation_loss, duplicate_
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    # 7 pairs then need 3 x 2 tiles, none of them square, the last ones partial.
-    monkeypatch.setattr(losses, "TILE_ROWS", 3)
-    monkeypatch.setattr(losses, "TILE_COLUMNS", 4)
+    # 7 pairs then need 3 x 3 tiles, the last ones partial.
+    monkeypatch.setattr(losses, "CPU_TILE", 3)
 
 
 def features(pairs, width, seed, dtype=torch.float64):

@@ -103,14 +103,21 @@ class _ContrastiveLoss(torch.autograd.Function):
 
             row_lse = x.new_full((len(x),), -torch.inf)  # (B,)
             column_lse = x.new_full((total,), -torch.inf)  # (G,)
+            own_logits = x.new_empty(len(x))  # (B,), of each pair itself
             for i, j in _tiles(x, y):
                 logits = (scale * x[i]) @ y[j].T
+                diagonal = offset + i.start - j.start
+                own = logits.diagonal(diagonal)  # empty where the tile holds no pair itself
+                own_logits[i][max(0, -diagonal) :][: len(own)] = own
                 row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(1))
                 column_lse[j] = torch.logaddexp(column_lse[j], logits.logsumexp(0))
             column_lse = _merge_log_sum_exp(column_lse, group)
-            own_columns = column_lse[offset : offset + len(x)]
-            positive_logits = scale * (x * positives.of_rows(y)).sum()
-            loss = (row_lse.sum() + own_columns.sum() - 2 * positive_logits) / (2 * total)
+            own_columns = slice(offset, offset + len(x))
+            # Differences first: their sum is what a loss near 0 must keep of numbers near 100.
+            loss = (row_lse - own_logits).sum() + (column_lse[own_columns] - own_logits).sum()
+            if ids is not None:
+                loss -= 2 * scale * (x * (positives.of_rows(y) - y[own_columns])).sum()
+            loss /= 2 * total
 
         ctx.save_for_backward(x, y, scale, row_lse, column_lse)
         ctx.positives, ctx.counts, ctx.offset, ctx.group = positives, counts, offset, group

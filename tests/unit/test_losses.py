@@ -74,6 +74,12 @@ def test_contrastive_loss_stays_finite_and_exact_at_the_clamp_in_fp32():
     assert contrastive_loss(image, text, scale).item() == pytest.approx(exact.item(), rel=1e-5)
 
 
+def test_contrastive_loss_of_pairs_that_agree_is_zero_and_not_less():
+    image = features(12, 8, 7, torch.float32)
+    for ids in (None, torch.arange(12)):
+        assert contrastive_loss(image, image.detach().clone(), torch.tensor(math.log(100.0)), ids=ids).item() >= 0
+
+
 def test_contrastive_loss_accumulates_bfloat16_features_in_fp32():
     image, text = (features(9, 8, seed, torch.float32).bfloat16() for seed in (9, 10))
     scale = torch.tensor(3.0)

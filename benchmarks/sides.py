@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,22 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def serve(prepare: Callable[[], tuple[Mapping[str, Any], Round]]) -> None:
-    """Be one side: prepare, then a round for each line. Seconds and CPU seconds of a round are added here."""
+    """Be one side: prepare, then a round for each line, timed whole unless it gives seconds of its own."""
     facts, do = prepare()
     _say({**facts, "versions": _versions()})
     for line in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = do(int(line))
-        seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        with timed() as seconds:
+            result = do(int(line))
         _say({**seconds, **result, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """Seconds and CPU seconds of the block, filled in at its end. A round may time a part of itself."""
+    seconds: dict[str, float] = {}
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield seconds
+    seconds |= {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
 class Side:
@@ -59,6 +68,7 @@ class Side:
         command = [python, sys.argv[0], "--side", name, *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = self._answer()
+        self.first: dict[str, Any] = {}
         self.rounds: list[dict[str, Any]] = []
 
     def round(self, number: int) -> None:
@@ -89,7 +99,7 @@ def take_turns(
         for side in sides:
             side.round(number)
     for side in sides:
-        side.rounds = side.rounds[1:]
+        side.first, *side.rounds = side.rounds
         side.close()
     return sides
 
@@ -128,7 +138,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 def report(options: argparse.Namespace, sides: Sequence[Side], extra: Mapping[str, Any]) -> None:
     """Print what was measured on what, and write it as JSON."""
-    facts = {**machine(options.threads), **extra}
+    facts = {**machine(options.threads), **extra} if "commit" not in extra else dict(extra)
     for name, value in facts.items():
         print(f"{name}: {value}")
     measured = {side.name: {"facts": side.facts, "rounds": side.rounds} for side in sides}

@@ -147,7 +147,8 @@ class StageTwo:
         image_tower |= {"head_width": width // vision.num_attention_heads, "image_size": vision.image_size}
         config = XLMRobertaConfig.from_dict({**text.config.to_dict(), "model_type": "xlm-roberta"})
         encoder = XLMRobertaModel(config, add_pooling_layer=False)
-        encoder.load_state_dict(text.roberta.state_dict(), strict=False)  # a buffer of position ids may differ
+        weights = text.roberta.state_dict().items()
+        encoder.load_state_dict({name.replace("encoder.layers.", "encoder.layer."): value for name, value in weights})
         encoder.save_pretrained(models / "xlm_roberta")
         text_tower = {"hf_model_name": str(models / "xlm_roberta"), "hf_proj_type": "linear"}
         text_tower["hf_pooler_type"] = "cls_last_hidden_state_pooler"

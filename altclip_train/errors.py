@@ -9,6 +9,7 @@ from pathlib import Path
 from traceback import walk_tb
 
 _PACKAGE = Path(__file__).parent
+TRACEBACK = "ALTCLIP_TRACEBACK"  # set to 1, every command shows where an error comes from
 
 
 class Unreachable(Exception):  # noqa: N818 the fault is not the program's
@@ -23,15 +24,17 @@ def short_errors() -> Iterator[None]:
     """Exit with ``error: ...`` when one of the package's own checks fails.
 
     Hydra and OmegaConf wrap what constructors and resolvers raise, so the whole chain is searched. Anything else,
-    and everything under HYDRA_FULL_ERROR=1, keeps its traceback.
+    and everything under ALTCLIP_TRACEBACK=1 or Hydra's own HYDRA_FULL_ERROR=1, keeps its traceback.
     """
+    if os.environ.get(TRACEBACK) == "1":
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would shorten it
     try:
         yield
     except Exception as error:
         message = _own_message(error)
         if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        raise SystemExit(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows the traceback)") from None
+        raise SystemExit(f"error: {message}\n({TRACEBACK}=1 shows the traceback)") from None
 
 
 def _own_message(error: BaseException | None) -> str | None:

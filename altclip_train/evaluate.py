@@ -41,7 +41,7 @@ MODEL_FILES: dict[str, list[list[str]]] = {
         ["pytorch_model.bin.index.json"],
         ["open_clip_pytorch_model.bin"],
     ],
-    "its image transform": [["preprocessor_config.json"], ["processor_config.json"]],
+    "its image transform": [["preprocessor_config.json"], ["processor_config.json"], ["open_clip_config.json"]],
     "its tokenizer": [
         ["sentencepiece.bpe.model"],
         ["tokenizer.json"],

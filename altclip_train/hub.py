@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-# What shapes, tokenizers and image transforms are read from.
-SMALL_FILES = ("*.json", "*.txt", "*.txt.gz", "*.bpe.model")
+# What shapes, tokenizers and image transforms are read from, and the card, which goes along when weights are exported.
+SMALL_FILES = ("*.json", "*.txt", "*.txt.gz", "*.bpe.model", "README.md")
 # Kinds of weights, best first: a repository often holds the same ones several times.
 WEIGHT_FILES = (
     ("model.safetensors", "model-*.safetensors"),
@@ -36,7 +36,7 @@ def local_directory(path_or_id: str | Path, *, weights: bool = False) -> Path:
     if weights:
         for patterns in WEIGHT_FILES:
             directory = _fetch(str(path_or_id), patterns)
-            if any(True for pattern in patterns for _ in directory.glob(pattern)):
+            if any(file for pattern in patterns for file in directory.glob(pattern)):
                 break
     return directory
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from altclip_train.files import written_whole
 from altclip_train.markdown import code, table, text
 from altclip_train.models import AltCLIPModel, CLIPModel
 
@@ -18,6 +19,7 @@ STAGES = {
     "teacher": "Teacher learning: the text tower learns the vectors of the CLIP from parallel text, without images",
     "contrastive": "Contrastive learning on image-text pairs",
 }
+_CLASSES = {"altclip": ("AltCLIPModel", "AltCLIPProcessor"), "clip": ("CLIPModel", "CLIPProcessor")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,8 @@ class Usage:
 
 def write_card(directory: Path, model: AltCLIPModel | CLIPModel, run: RunFacts | None, usage: Usage) -> None:
     """Write `README.md`; a reader sees either the old file or the whole new one."""
-    partial = directory / ".README.md"
-    partial.write_text(model_card(model, run, usage), encoding="utf-8")
-    partial.replace(directory / "README.md")
+    with written_whole(directory / "README.md") as partial:
+        partial.write_text(model_card(model, run, usage), encoding="utf-8")
 
 
 def model_card(model: AltCLIPModel | CLIPModel, run: RunFacts | None, usage: Usage) -> str:
@@ -262,9 +263,6 @@ def _natural(name: str) -> list[str | int]:
 
 def _with_unit(value: Any, unit: str) -> str | None:
     return None if value is None else f"{value} {unit}"
-
-
-_CLASSES = {"altclip": ("AltCLIPModel", "AltCLIPProcessor"), "clip": ("CLIPModel", "CLIPProcessor")}
 
 
 def directory_usage(model: AltCLIPModel | CLIPModel) -> Usage:

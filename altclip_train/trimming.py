@@ -88,7 +88,7 @@ def trim(
     sample: int = 1000,
     check: Sequence[str | Path] = (),
 ) -> TrimReport:
-    """Write the AltCLIP in ``checkpoint``, a model directory or a run, with fewer rows to the new ``directory``.
+    """Write the AltCLIP of ``checkpoint``, a model directory, run or hub id, with fewer rows to the new ``directory``.
 
     Args:
         texts: files whose texts keep their pieces; ``languages`` limits which captions of them count.

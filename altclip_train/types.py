@@ -12,8 +12,10 @@ Every shape in a comment or docstring of this package uses these letters:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,13 +33,17 @@ class PackedTokens(NamedTuple):
     @classmethod
     def from_lists(cls, token_ids: Sequence[Sequence[int]]) -> PackedTokens:
         """Pack B lists of token ids. Raises ValueError when a text has no token."""
-        lengths = [len(ids) for ids in token_ids]
-        if not lengths or min(lengths) == 0:
-            raise ValueError(f"cannot pack texts of {lengths} tokens: every text needs at least one token")
-        cumulative = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        cumulative[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
-        flat = torch.tensor([token for ids in token_ids for token in ids], dtype=torch.int64)  # (T,)
-        return cls(flat, cumulative, max(lengths))
+        lengths = np.fromiter(map(len, token_ids), np.int32, len(token_ids))
+        return cls.from_flat(np.fromiter(chain.from_iterable(token_ids), np.int64, lengths.sum()), lengths)
+
+    @classmethod
+    def from_flat(cls, token_ids: np.ndarray, lengths: np.ndarray) -> PackedTokens:
+        """Pack (T,) int64 ids, which the result shares, of texts with ``lengths``. Raises as ``from_lists`` does."""
+        if lengths.min(initial=1) < 1 or not len(lengths):
+            raise ValueError(f"cannot pack texts of {lengths.tolist()} tokens: every text needs at least one token")
+        cumulative = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths, out=cumulative[1:])
+        return cls(torch.from_numpy(token_ids), torch.from_numpy(cumulative), int(lengths.max()))
 
     @property
     def lengths(self) -> Tensor:
@@ -54,22 +60,33 @@ class SkippedSample(NamedTuple):
     detail: str  # for a person
 
 
+class CachedVectors(NamedTuple):
+    """A frozen tower's vectors that a cache holds for some of B entries; the batch has inputs of the others alone."""
+
+    vectors: Tensor | None  # (N, W) float16 or float32; None: not one
+    places: Tensor  # (N,) int64, their entries
+    missing: Tensor  # (B - N,) int64, the entries whose inputs the batch has, in the same order
+    rows: list[tuple[int, int]]  # B - N: shard and row that the cache has for each missing one; row -1: none
+
+
 class TextPairBatch(NamedTuple):
     """Stage one: B entries of parallel text; each gives two student texts and one teacher text."""
 
     student: PackedTokens  # 2B texts: B in a drawn non-English language, then the same B in English
-    teacher: PackedTokens  # B English texts in the CLIP teacher's tokens
+    teacher: PackedTokens | None  # B English texts in the CLIP teacher's tokens, without the cached ones; None: no text
     languages: list[str]  # B drawn languages
     keys: list[str]  # B sample keys
     skipped: Sequence[SkippedSample] = ()  # at most B, replaced by samples above
+    cached: CachedVectors | None = None  # the teacher's vectors; None: there is no cache
 
 
 class ImageTextBatch(NamedTuple):
     """Stage two: B image-text pairs."""
 
-    pixel_values: Tensor  # (B, 3, R, R) float32, normalised
+    pixel_values: Tensor | None  # (B, 3, R, R) float32, normalised, without the cached ones; None: no picture
     text: PackedTokens  # B texts
     caption_ids: Tensor  # (B,) int64, hash of each caption: equal captions have equal ids
     languages: list[str]  # B languages of the captions
     keys: list[str]  # B sample keys
     skipped: Sequence[SkippedSample] = ()  # at most B, replaced by samples above
+    cached: CachedVectors | None = None  # projected image features, not normalised; None: there is no cache

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from altclip_train.models.weights import save_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,7 +57,7 @@ def main() -> None:
     shutil.copytree(options.run / "model", target)
     weights = load_file(target / "model.safetensors")
     halves = {name: tensor.half() if tensor.ndim else tensor for name, tensor in weights.items()}
-    save_file(halves, target / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(halves, target / "model.safetensors", metadata={"format": "pt"})
     rows = [
         f"| {result['benchmark']}, {name} | {100 * value:.1f} % |"
         for result in json.loads(options.results.read_text(encoding="utf-8"))["results"]

@@ -22,7 +22,9 @@ def _add_export(tools: Tools) -> None:
         epilog="formats: altclip, the layout that transformers reads; onnx, both towers with their projections, "
         "checked against torch before anything is written; open_clip, for models whose text tower is CLIP's.",
     )
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a model directory, a run, or RUN/checkpoints/X.ckpt")
+    export.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a model directory, a hub id, a run, or RUN/checkpoints/X.ckpt"
+    )
     export.add_argument("directory", metavar="DIR", help="where to write; must not hold anything yet")
     export.add_argument(
         "--format", choices=("altclip", "onnx", "open_clip"), default="altclip", help="default: %(default)s"
@@ -46,7 +48,7 @@ def _add_trim(tools: Tools) -> None:
         epilog="texts: .txt (one per line), .tsv (one per cell), .jsonl with {language: text} objects, each also as "
         ".gz, and WebDataset .tar shards with captions; globs and braces work.",
     )
-    trim.add_argument("checkpoint", metavar="CHECKPOINT", help="an AltCLIP model directory, or a run")
+    trim.add_argument("checkpoint", metavar="CHECKPOINT", help="an AltCLIP model directory, a hub id, or a run")
     trim.add_argument("directory", metavar="DIR", help="where to write; must not hold anything yet")
     trim.add_argument("--texts", nargs="+", required=True, metavar="FILE", help="texts that must stay as they are")
     trim.add_argument("--languages", nargs="+", metavar="CODE", help="captions that count, such as: en zh")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from altclip_train.export.checkpoint import Checkpoint, open_checkpoint
+from altclip_train.export.checkpoint import TrainedModel, open_trained_model
 from altclip_train.model_card import directory_usage
 
-Writer = Callable[[Checkpoint, Path], None]
+Writer = Callable[[TrainedModel, Path], None]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -20,13 +20,14 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def export(checkpoint: str | Path, directory: str | Path, *, format: str = "altclip", dtype: str = "float32") -> Path:
     """Write the model that ``checkpoint`` names into a new ``directory``, whole or not at all.
 
-    Raises FileExistsError for a directory that holds anything; ValueError for what the format cannot hold.
+    ``checkpoint`` is a model directory, a hub id, a run or one of its training states. Raises FileExistsError for a
+    directory that holds anything, ValueError for what the format cannot hold, and what `open_trained_model` raises.
     """
     if format not in WRITERS or dtype not in DTYPES:
         raise ValueError(f"format={format!r}, dtype={dtype!r}: formats are {list(WRITERS)}, dtypes {list(DTYPES)}")
     write = WRITERS[format]()
     with new_directory(Path(directory)) as incomplete:
-        found = open_checkpoint(checkpoint)
+        found = open_trained_model(checkpoint)
         _cast(found, DTYPES[dtype])
         found.model.tokenizer_sha256 = found.processor.tokenizer.fingerprint
         write(found, incomplete)
@@ -48,14 +49,14 @@ def new_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(incomplete, ignore_errors=True)
 
 
-def _cast(found: Checkpoint, dtype: torch.dtype) -> None:
+def _cast(found: TrainedModel, dtype: torch.dtype) -> None:
     found.model.to(dtype)
     for name, tensor in found.model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} is not finite as {dtype}: choose another --dtype, such as float32")
 
 
-def _write_published(found: Checkpoint, directory: Path) -> None:
+def _write_published(found: TrainedModel, directory: Path) -> None:
     found.model.save_pretrained(directory)
     found.processor.save_pretrained(directory)
     found.write_card(directory, directory_usage(found.model))

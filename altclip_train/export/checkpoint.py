@@ -1,4 +1,4 @@
-"""What the CHECKPOINT of a command names, as a whole model: a model directory, a run, or a state of its training."""
+"""What the CHECKPOINT of a command names, as a whole model: a directory or hub id, a run, or a state of training."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from altclip_train.data.datamodule import ImageTextData, TextPairData
+from altclip_train.hub import is_hub_id, local_directory
 from altclip_train.model_card import RunFacts, Usage, write_card
 from altclip_train.models import AltCLIPModel, CLIPModel, build_clip, load_model
 from altclip_train.processing import AltCLIPProcessor
@@ -32,7 +33,7 @@ NEEDED = {"teacher": ("clip", "student"), "contrastive": ("start",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class TrainedModel:
     """A whole model in eval mode, its processor, and what is known of its training."""
 
     model: AltCLIPModel | CLIPModel
@@ -49,14 +50,17 @@ class Checkpoint:
             (directory / "README.md").write_text(text, encoding="utf-8")
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The model that ``path`` names. Raises FileNotFoundError or ValueError that say what to pass."""
-    path = Path(path).expanduser()
+def open_trained_model(path_or_id: str | Path) -> TrainedModel:
+    """The model that this names. Raises ModuleNotFoundError, FileNotFoundError or ValueError that say what to pass."""
+    if is_hub_id(path_or_id):
+        return _from_directory(local_directory(path_or_id, weights=True))
+    path = Path(path_or_id).expanduser()
     if path.is_file():
         return _from_training_state(path)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{path} does not exist; pass a model directory, a run directory or RUN/{runs.CHECKPOINTS}/NAME.ckpt"
+            f"{path} does not exist; pass a model directory, a run directory or RUN/{runs.CHECKPOINTS}/NAME.ckpt, "
+            "or a hub id ORG/NAME"
         )
     if (path / runs.RUN_FILE).is_file():
         return _from_directory(_finished_model(path))
@@ -73,11 +77,11 @@ def _finished_model(run: Path) -> Path:
     )
 
 
-def _from_directory(directory: Path) -> Checkpoint:
+def _from_directory(directory: Path) -> TrainedModel:
     run = directory.resolve().parent
     known = directory.resolve().name == runs.MODEL and (run / runs.RUN_FILE).is_file()
     card = directory / "README.md"
-    return Checkpoint(
+    return TrainedModel(
         model=load_model(directory),
         processor=AltCLIPProcessor.from_pretrained(directory),
         run=read_run(run) if known else None,
@@ -85,7 +89,7 @@ def _from_directory(directory: Path) -> Checkpoint:
     )
 
 
-def _from_training_state(file: Path) -> Checkpoint:
+def _from_training_state(file: Path) -> TrainedModel:
     """Rebuild the stage of a Lightning checkpoint from its run directory and fill it, without a trainer."""
     run = file.resolve().parent.parent
     config = read_config(run)
@@ -99,7 +103,7 @@ def _from_training_state(file: Path) -> Checkpoint:
     stage.on_load_checkpoint(state)
     stage.load_state_dict(state["state_dict"])
     data.load_processing()
-    return Checkpoint(
+    return TrainedModel(
         model=stage.trained_model.eval(),
         processor=stage.processor_of(data),
         run=read_run(run, step=state["global_step"]),

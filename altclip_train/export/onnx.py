@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from altclip_train.export.checkpoint import Checkpoint
+from altclip_train.export.checkpoint import TrainedModel
 from altclip_train.model_card import Usage
 from altclip_train.models import AltCLIPModel, CLIPModel
 
@@ -58,7 +58,7 @@ def require_onnx() -> None:
             raise ModuleNotFoundError(f"--format onnx needs {name}: pip install 'altclip_train[onnx]'") from error
 
 
-def write_onnx(found: Checkpoint, directory: Path) -> None:
+def write_onnx(found: TrainedModel, directory: Path) -> None:
     """Write both towers, the files of the processor and a card. Raises ValueError when onnxruntime disagrees."""
     model = found.model
     if model.dtype != torch.float32:

@@ -9,42 +9,21 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
-from altclip_train.export.checkpoint import Checkpoint
+from altclip_train.export.checkpoint import TrainedModel
 from altclip_train.model_card import Usage
 from altclip_train.models import CLIPConfig, CLIPModel
 from altclip_train.models.config import LEGACY_EOS_TOKEN_ID
+from altclip_train.models.spelling import OPENAI_TRANSPOSED, openai_name
+from altclip_train.models.weights import save_tensors
 from altclip_train.processing import ImageTransform
+from altclip_train.processing.tokenizer_guard import METADATA_KEY
 
-# Our names -> open_clip's. Its matrices of queries, keys and values are one, as ours are.
-_NAMES = [
-    (r"^visual_projection\.weight$", "visual.proj"),
-    (r"^text_projection\.weight$", "text_projection"),
-    (r"^text_model\.", ""),
-    (r"^vision_model\.", "visual."),
-    (r"\bembeddings\.class_embedding$", "class_embedding"),
-    (r"\bembeddings\.patch_embedding\.", "conv1."),
-    (r"\bembeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"\bembeddings\.token_embedding\.", "token_embedding."),
-    (r"\bpre_layernorm\.", "ln_pre."),
-    (r"\bpost_layernorm\.", "ln_post."),
-    (r"\bfinal_layer_norm\.", "ln_final."),
-    (r"\blayers\.(?=\d)", "transformer.resblocks."),
-    (r"\.attention\.qkv\.", ".attn.in_proj_"),
-    (r"\.attention\.out\.", ".attn.out_proj."),
-    (r"\.norm([12])\.", r".ln_\1."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-]
-_TRANSPOSED = ("visual.proj", "text_projection")
 _INTERPOLATION = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
 
 USAGE = Usage(
@@ -61,7 +40,7 @@ Before an upload to a model hub, put the repository's name into `hf_tokenizer_na
 )
 
 
-def write_open_clip(found: Checkpoint, directory: Path) -> None:
+def write_open_clip(found: TrainedModel, directory: Path) -> None:
     """Write a CLIP in open_clip's layout. Raises ValueError, saying why, for what open_clip cannot hold."""
     model = found.model
     if not isinstance(model, CLIPModel):
@@ -78,20 +57,18 @@ def write_open_clip(found: Checkpoint, directory: Path) -> None:
     }
     text = json.dumps(config, indent=2) + "\n"
     (directory / "open_clip_config.json").write_text(text, encoding="utf-8")
-    tensors = open_clip_state(model.state_dict())
-    metadata = {"format": "pt", "tokenizer_sha256": found.processor.tokenizer.fingerprint}
-    save_file(tensors, directory / "open_clip_model.safetensors", metadata=metadata)
+    metadata = {METADATA_KEY: found.processor.tokenizer.fingerprint}
+    save_tensors(open_clip_state(model), directory / "open_clip_model.safetensors", metadata=metadata)
     found.processor.save_pretrained(directory)
     found.write_card(directory, USAGE)
 
 
-def open_clip_state(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a :class:`CLIPModel` under open_clip's names."""
+def open_clip_state(model: CLIPModel) -> dict[str, Tensor]:
+    """The weights under open_clip's names, as contiguous tensors on the CPU."""
     state = {}
-    for name, tensor in ours.items():
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        state[name] = (tensor.T if name in _TRANSPOSED else tensor).detach().cpu().contiguous()
+    for ours, tensor in model.state_dict().items():
+        name = openai_name(ours, model.towers)
+        state[name] = (tensor.T if name in OPENAI_TRANSPOSED else tensor).detach().cpu().contiguous()
     return state
 
 

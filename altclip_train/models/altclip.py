@@ -64,6 +64,15 @@ class DualEncoder(Pretrained):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5 * config.initializer_factor)
         self.text_model = text_model
 
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """That of the text tower, which forgets it when its vocabulary changes."""
+        return self.text_model.tokenizer_sha256
+
+    @tokenizer_sha256.setter
+    def tokenizer_sha256(self, value: str | None) -> None:
+        self.text_model.tokenizer_sha256 = value
+
     def encode_text(self, tokens: PackedTokens) -> Tensor:
         """Projected, not normalised: B texts -> (B, D)."""
         return self.text_projection(self.text_model.encode_packed(tokens))

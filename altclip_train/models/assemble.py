@@ -37,7 +37,7 @@ def load_model(
 
 def load_clip_text(clip: str | Path) -> CLIPTextModel:
     """The text tower of a CLIP directory, in eval mode; nothing else of it is read."""
-    return CLIPTextModel.from_checkpoint(_open_clip(clip))
+    return CLIPTextModel.from_checkpoint(_clip_checkpoint(clip))
 
 
 def build_text_student(*, student: str | Path | None, project_dim: int, **config_fields: Any) -> AltCLIPTextModel:
@@ -79,7 +79,7 @@ def assemble_altclip(clip: str | Path, student: AltCLIPTextModel) -> AltCLIPMode
 
     Raises ValueError when the student was made for a teacher of another width.
     """
-    checkpoint = _open_clip(clip)
+    checkpoint = _clip_checkpoint(clip)
     source = checkpoint.config(CLIPConfig)
     width = source.text_config.hidden_size
     if student.config.project_dim != width:
@@ -114,7 +114,7 @@ def build_clip(
     )
 
 
-def _open_clip(clip: str | Path) -> Checkpoint:
+def _clip_checkpoint(clip: str | Path) -> Checkpoint:
     """A CLIP directory or hub id. Raises ValueError that names the kind of any other."""
     checkpoint = open_checkpoint(clip)
     if checkpoint.model_type != CLIPConfig.model_type:

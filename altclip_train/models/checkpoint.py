@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from altclip_train.files import read_json
 from altclip_train.hub import local_directory
 from altclip_train.models import open_clip
-from altclip_train.models.config_base import StoredConfig, read_config_file, read_json
+from altclip_train.models.config_base import StoredConfig, read_config_file
 from altclip_train.models.spelling import respell
 from altclip_train.models.weight_files import Stored, WeightFiles, list_weights
 

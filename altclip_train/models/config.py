@@ -87,6 +87,7 @@ class CLIPTextConfig(TowerConfig):
     """CLIP text tower; the defaults are those of ViT-B/32."""
 
     model_type: ClassVar[str] = "clip_text_model"
+    architecture: ClassVar[str] = "CLIPTextModel"
     part: ClassVar[str] = "text_config"
     wholes: ClassVar[tuple[str, ...]] = ("clip",)
 
@@ -122,6 +123,7 @@ class AltCLIPTextConfig(TowerConfig):
     """XLM-R student and its projection to `project_dim`, the width of the teacher; defaults: XLM-R large."""
 
     model_type: ClassVar[str] = "altclip_text_model"
+    architecture: ClassVar[str] = "AltCLIPTextModel"
     part: ClassVar[str] = "text_config"
     wholes: ClassVar[tuple[str, ...]] = ("altclip",)
 
@@ -170,6 +172,7 @@ class AltCLIPVisionConfig(TowerConfig):
     """CLIP vision transformer; the defaults are those of ViT-B/32, not those of the published AltCLIP."""
 
     model_type: ClassVar[str] = "altclip_vision_model"
+    architecture: ClassVar[str] = "AltCLIPVisionModel"
     part: ClassVar[str] = "vision_config"
     wholes: ClassVar[tuple[str, ...]] = ("altclip", "clip")
     same: ClassVar[tuple[str, ...]] = ("altclip_vision_model", "clip_vision_model")
@@ -205,6 +208,7 @@ class CLIPVisionConfig(AltCLIPVisionConfig):
     """The same tower as it is named inside a CLIP's `config.json`."""
 
     model_type: ClassVar[str] = "clip_vision_model"
+    architecture: ClassVar[str] = "CLIPVisionModel"
 
 
 @dataclass(kw_only=True)
@@ -214,7 +218,6 @@ class DualConfig(StoredConfig):
     A tower may be given as a config, as a plain dict, or not at all, which means its defaults.
     """
 
-    architecture: ClassVar[str]
     text_class: ClassVar[type[TowerConfig]]
     vision_class: ClassVar[type[AltCLIPVisionConfig]]
 
@@ -254,7 +257,7 @@ class DualConfig(StoredConfig):
         """Plain dict, as it stands in `config.json`."""
         own = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         towers = {name: value.to_dict() for name, value in own.items() if isinstance(value, TowerConfig)}
-        return {"architectures": [self.architecture], "model_type": self.model_type, **own, **towers}
+        return {"model_type": self.model_type, **own, **towers}
 
 
 def _tower_fields(content: Mapping[str, Any], name: str, tower: type[TowerConfig]) -> dict[str, Any]:

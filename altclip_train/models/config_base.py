@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from altclip_train.files import read_json, written_whole
 from altclip_train.hub import local_directory
 
 # Sizes above these come from a damaged or hostile file: building the model would take all memory or hours before the
@@ -43,21 +43,11 @@ def read_config_file(directory: str | Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError that names the file when it holds anything else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected a JSON object")
-    return content
-
-
 class StoredConfig(ABC):
     """Base of all configurations, which are dataclasses beside it."""
 
     model_type: ClassVar[str]
+    architecture: ClassVar[str]  # the class in `transformers` of a model with this configuration
 
     @classmethod
     @abstractmethod
@@ -85,11 +75,9 @@ class StoredConfig(ABC):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json`; a reader sees either the old file or the whole new one."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f".config.json.{os.getpid()}"
-        partial.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        partial.replace(directory / "config.json")
+        content = {"architectures": [self.architecture], **self.to_dict()}
+        with written_whole(Path(directory) / "config.json") as partial:
+            partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _require_sizes(self, *names: str) -> None:
         for name in names:

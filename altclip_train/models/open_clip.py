@@ -16,17 +16,22 @@ from altclip_train.models.weight_files import Stored
 logger = logging.getLogger(__name__)
 
 CONFIG = "open_clip_config.json"
-# Fields that say nothing about the network's values, or name what is read elsewhere.
+# Fields that are read below, or say nothing about the network's values.
 _FREE = {
     "model_cfg": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale"},
-    "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
-    | {"attn_pooler_queries", "attn_pooler_heads", "output_tokens", "timm_pool", "timm_proj", "timm_drop"},
-    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pad_id", "eos_id"}
-    | {"tokenizer_mode", "tokenizer_kwargs", "hf_tokenizer_name", "output_tokens", "hf_model_pretrained"}
+    "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "norm_kwargs"}
+    | {"patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "output_tokens"}
+    | {"timm_pool", "timm_proj", "timm_drop"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "norm_kwargs", "eos_id"}
+    | {"pad_id", "tokenizer_mode", "tokenizer_kwargs", "hf_tokenizer_name", "output_tokens", "hf_model_pretrained"}
     | {"hf_proj_type", "hf_pooler_type"},
 }
-# The other fields must be empty or the one value that a CLIP has.
-_ONLY = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj_type": ("linear",)}
+# The other fields must be empty or have the values that a CLIP can have.
+_ONLY = {
+    "model_cfg": {},
+    "vision_cfg": {"pool_type": ("tok",), "pos_embed_type": ("learnable",)},
+    "text_cfg": {"pool_type": ("argmax", "eos"), "proj_type": ("linear",)},
+}
 # (width, layers) of OpenAI's vision transformers: heads are 64 wide and the activation is quick_gelu.
 _OPENAI_TOWERS = {(768, 12), (1024, 24)}
 
@@ -42,13 +47,15 @@ def from_open_clip(content: Mapping[str, Any], source: Path) -> dict[str, Any]:
         raise ValueError(f"{source}: a tower is {tower!r} of another library; only open_clip's own towers can be read")
     for part, fields in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text)):
         for name, value in fields.items():
-            if name not in _FREE[part] and value and value not in _ONLY.get(name, ()):
+            if name not in _FREE[part] and value and value not in _ONLY[part].get(name, ()):
                 raise ValueError(f"{source}: {part}.{name}={value!r} is not supported, only a plain CLIP can be read")
     if isinstance(vision.get("layers"), list):
         raise ValueError(f"{source}: vision_cfg.layers={vision['layers']} is a ResNet, expected a vision transformer")
     try:
         return _from_fields(model, vision, text)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    except (KeyError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{source} lacks a number or has a wrong one: {error!r}") from error
 
 
@@ -68,6 +75,8 @@ def _from_fields(model: Mapping[str, Any], vision: Mapping[str, Any], text: Mapp
             "num_hidden_layers": text.get("layers", 12),
             "num_attention_heads": text.get("heads", 8),
             "hidden_act": activation,
+            "layer_norm_eps": _norm_eps("text_cfg", text),
+            "eos_token_id": _end_of_text(text),
         },
         vision={
             "image_size": height,
@@ -77,8 +86,29 @@ def _from_fields(model: Mapping[str, Any], vision: Mapping[str, Any], text: Mapp
             "num_hidden_layers": vision.get("layers", 12),
             "num_attention_heads": vision.get("width", 768) // vision.get("head_width", 64),
             "hidden_act": activation,
+            "layer_norm_eps": _norm_eps("vision_cfg", vision),
         },
     )
+
+
+def _norm_eps(part: str, fields: Mapping[str, Any]) -> float:
+    settings = fields.get("norm_kwargs") or {}
+    if not isinstance(settings, Mapping) or not settings.keys() <= {"eps"}:
+        raise ValueError(f"{part}.norm_kwargs={settings} is not supported, only eps can be set")
+    return settings.get("eps", 1e-5)
+
+
+def _end_of_text(text: Mapping[str, Any]) -> int:
+    """Our `eos_token_id`: without a pooling of its own, a text is pooled at its highest id."""
+    if text.get("pool_type") != "eos":
+        return LEGACY_EOS_TOKEN_ID
+    end = text.get("eos_id", 2)
+    if end == LEGACY_EOS_TOKEN_ID:
+        raise ValueError(
+            f"text_cfg.pool_type='eos' with eos_id={end} is not supported: in a CLIP's config.json this id means "
+            "the highest id of a text"
+        )
+    return end
 
 
 def from_openai_shapes(tensors: Mapping[str, Stored], directory: Path) -> dict[str, Any]:
@@ -109,7 +139,12 @@ def from_openai_shapes(tensors: Mapping[str, Stored], directory: Path) -> dict[s
     image_size = patch * round((positions - 1) ** 0.5)
     return _config(
         projection_dim=projection_dim,
-        text={**text, "vocab_size": vocabulary, "max_position_embeddings": context},
+        text={
+            **text,
+            "vocab_size": vocabulary,
+            "max_position_embeddings": context,
+            "eos_token_id": LEGACY_EOS_TOKEN_ID,
+        },
         vision={**vision, "patch_size": patch, "image_size": image_size},
     )
 
@@ -127,11 +162,10 @@ def _tower(tensors: Mapping[str, Stored], tower: str) -> dict[str, Any]:
 
 
 def _config(*, projection_dim: int, text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
-    # Both pool a text at its highest id, as configs with the legacy end of text do.
     shared = {"projection_dim": projection_dim}
     return {
         "model_type": "clip",
         **shared,
-        "text_config": {**text, **shared, "eos_token_id": LEGACY_EOS_TOKEN_ID},
+        "text_config": {**text, **shared},
         "vision_config": {**vision, **shared},
     }

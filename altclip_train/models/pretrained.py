@@ -22,7 +22,16 @@ class Pretrained(nn.Module):
     towers: ClassVar[Towers]
     part: ClassVar[str] = ""  # what names start with where this is a part of a whole model
     config: Any
-    tokenizer_sha256: str | None = None  # fingerprint of the vocabulary that the weights were trained with
+    _tokenizer_sha256: str | None = None
+
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Fingerprint of the tokenizer whose ids are the rows of the vocabulary; None where it is not known."""
+        return self._tokenizer_sha256
+
+    @tokenizer_sha256.setter
+    def tokenizer_sha256(self, value: str | None) -> None:
+        self._tokenizer_sha256 = value
 
     @property
     def device(self) -> torch.device:
@@ -67,5 +76,6 @@ class Pretrained(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` in the published layout."""
         known = {} if self.tokenizer_sha256 is None else {_TOKENIZER: self.tokenizer_sha256}
-        save_tensors(published_state(self, towers=self.towers), directory, metadata=known)
+        state = published_state(self, towers=self.towers)
+        save_tensors(state, Path(directory) / "model.safetensors", metadata=known)
         self.config.save_pretrained(directory)

@@ -7,8 +7,8 @@ values are one matrix, three of them; every other spelling is renamed to them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from altclip_train.models.weight_files import Stored
 
@@ -61,6 +61,9 @@ XLMR_TOWER = TowerLayout(
     rest={"embeddings.norm": "roberta.embeddings.LayerNorm", "embeddings": "roberta.embeddings"},
 )
 
+# Of an XLM-R tower that is saved alone: `transformers` reads `layer` for `layers` in whole models only.
+LONE_XLMR_TOWER = replace(XLMR_TOWER, layers="roberta.encoder.layers")
+
 Towers = Mapping[str, TowerLayout]  # our module prefix, with its dot ("" for a tower alone) -> layout
 
 
@@ -72,27 +75,50 @@ def published_names(ours: str, towers: Towers) -> tuple[str, ...]:
     return (ours,)
 
 
-# OpenAI's names, which open_clip keeps and puts `text.` before where the text tower is a module of its own.
-_OPENAI = [
-    (r"^text\.", ""),
-    (r"^visual\.proj$", "visual_projection.weight"),
-    (r"^text_projection$", "text_projection.weight"),
-    (r"^visual\.", VISION),
-    (r"^(?=(transformer|token_embedding|ln_final)\.|positional_embedding$)", TEXT),
-    (r"\.(token_embedding\.|class_embedding$)", r".embeddings.\1"),
-    (r"\.positional_embedding$", ".embeddings.position_embedding.weight"),
-    (r"\.conv1\.", ".embeddings.patch_embedding."),
-    (r"\.ln_pre\.", ".pre_layrnorm."),
-    (r"\.ln_post\.", ".post_layernorm."),
-    (r"\.ln_final\.", ".final_layer_norm."),
-    (r"\.transformer\.resblocks\.", ".encoder.layers."),
-    (r"\.ln_([12])\.", r".layer_norm\1."),
-    (r"\.attn\.in_proj_", ".self_attn.in_proj."),
-    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-]
-_TRANSPOSED = re.compile(r"(visual\.proj|(text\.)?text_projection)")
+# OpenAI's names, which open_clip keeps, and those of `transformers`: whole words between dots. Read from the first row
+# to the last, written from the last to the first.
+_OPENAI = (
+    ("visual.proj", "visual_projection.weight"),
+    ("text_projection", "text_projection.weight"),
+    ("visual", "vision_model"),
+    ("token_embedding", "embeddings.token_embedding"),
+    ("class_embedding", "embeddings.class_embedding"),
+    ("positional_embedding", "embeddings.position_embedding.weight"),
+    ("conv1", "embeddings.patch_embedding"),
+    ("ln_pre", "pre_layrnorm"),
+    ("ln_post", "post_layernorm"),
+    ("ln_final", "final_layer_norm"),
+    ("transformer.resblocks", "encoder.layers"),
+    ("ln_1", "layer_norm1"),
+    ("ln_2", "layer_norm2"),
+    ("attn.in_proj_weight", "self_attn.in_proj.weight"),  # queries, keys and values in one
+    ("attn.in_proj_bias", "self_attn.in_proj.bias"),
+    ("attn.out_proj", "self_attn.out_proj"),
+    ("mlp.c_fc", "mlp.fc1"),
+    ("mlp.c_proj", "mlp.fc2"),
+)
+_OPENAI_TEXT = re.compile(r"(transformer|token_embedding|ln_final)\..*|positional_embedding")  # a tower without a name
+OPENAI_TRANSPOSED = ("visual.proj", "text_projection")
+
+
+def from_openai_name(name: str) -> str:
+    """A name of OpenAI's or open_clip's, which may put `text.` before the text tower's, as `transformers` has it."""
+    name = name.removeprefix("text.")
+    return _replace_words(TEXT + name if _OPENAI_TEXT.fullmatch(name) else name, _OPENAI)
+
+
+def openai_name(ours: str, towers: Towers) -> str:
+    """OpenAI's name of our parameter `ours` of a CLIP, which is one tensor there as here."""
+    first, *more = published_names(ours, towers)
+    fused = first.replace(".q_proj.", ".in_proj.") if more else first
+    return _replace_words(fused, ((theirs, own) for own, theirs in reversed(_OPENAI))).removeprefix(TEXT)
+
+
+def _replace_words(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for old, new in pairs:
+        name = re.sub(rf"\b{re.escape(old)}\b", new, name)
+    return name
+
 
 # What older checkpoints store although it is no weight: tables of positions, causal masks, sizes of the model.
 _CONSTANTS = re.compile(
@@ -126,15 +152,13 @@ def respell(tensors: Mapping[str, Stored], model_type: str | None) -> dict[str, 
 def _from_openai(tensors: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
     renamed = []
     for name, stored in tensors.items():
-        published = name
-        for pattern, replacement in _OPENAI:
-            published = re.sub(pattern, replacement, published)
+        published = from_openai_name(name)
         if ".self_attn.in_proj." in published and stored.shape and stored.shape[0] % 3 == 0:
             width = stored.shape[0] // 3
             for number, part in enumerate(("q_proj", "k_proj", "v_proj")):
                 third = stored._replace(shape=(width, *stored.shape[1:]), first_row=number * width)
                 renamed.append((published.replace("in_proj", part), third))
-        elif _TRANSPOSED.fullmatch(name):
+        elif name.removeprefix("text.") in OPENAI_TRANSPOSED:
             renamed.append((published, stored._replace(shape=stored.shape[::-1], transposed=True)))
         else:
             renamed.append((published, stored))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from altclip_train.files import written_whole
 from altclip_train.models.checkpoint import Checkpoint
 from altclip_train.models.spelling import Towers, canonical, published_names
 from altclip_train.models.weight_files import Stored, copy_weights
@@ -30,21 +31,34 @@ def fill(
     of `without` is left as it is, in the module and in the files. Everything is checked before anything is
     allocated: raises one ValueError that lists every missing, unexpected, misshapen and wrongly typed tensor.
     """
+    shapes = {ours: tensor.shape for ours, tensor in module.state_dict().items() if not ours.startswith(without)}
+    sources = _find_sources(shapes, checkpoint, towers=towers, part=part, without=without)
+    state = {ours: torch.empty(shape, dtype=dtype, device=device) for ours, shape in shapes.items()}
+    copy_weights(
+        (stored, target)
+        for ours, parts in sources.items()
+        for stored, target in zip(parts, _targets(state[ours], len(parts)), strict=True)
+    )
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+def _find_sources(
+    shapes: Mapping[str, torch.Size], checkpoint: Checkpoint, *, towers: Towers, part: str, without: tuple[str, ...]
+) -> dict[str, list[Stored]]:
+    """The stored tensors that make up each of ours. Raises ValueError, with all problems, as `fill` does."""
     rest = {
         name: stored
         for name, stored in checkpoint.tensors.items()
         if name.startswith(part) and not name.removeprefix(part).startswith(without)
     }
     problems: list[str] = []
-    plan: dict[str, list[Stored]] = {}
-    for ours, parameter in module.state_dict().items():
-        if ours.startswith(without):
-            continue
-        names = published_names(ours, towers)
-        shape = parameter.shape if len(names) == 1 else (parameter.shape[0] // len(names), *parameter.shape[1:])
-        found = [rest.pop(canonical(part + name), None) for name in names]
-        problems += _problems([part + name for name in names], found, tuple(shape))
-        plan[ours] = [stored for stored in found if stored is not None]
+    sources: dict[str, list[Stored]] = {}
+    for ours, shape in shapes.items():
+        names = [part + name for name in published_names(ours, towers)]
+        expected = tuple(shape) if len(names) == 1 else (shape[0] // len(names), *shape[1:])
+        found = [rest.pop(canonical(name), None) for name in names]
+        problems += _problems(names, found, expected)
+        sources[ours] = [stored for stored in found if stored is not None]
     problems += [f"unexpected: {stored.name}" for stored in rest.values()]
     if problems:
         order = ("missing", "unexpected", "shape", "type")
@@ -53,14 +67,7 @@ def fill(
         raise ValueError(
             f"the weights in {checkpoint.directory} do not fit the shape in its {checkpoint.config_name}:{lines}"
         )
-    shapes = module.state_dict()
-    state = {ours: torch.empty(shapes[ours].shape, dtype=dtype, device=device) for ours in plan}
-    copy_weights(
-        (stored, target)
-        for ours, parts in plan.items()
-        for stored, target in zip(parts, _targets(state[ours], len(parts)), strict=True)
-    )
-    module.load_state_dict(state, strict=False, assign=True)
+    return sources
 
 
 def _problems(names: list[str], found: list[Stored | None], shape: tuple[int, ...]) -> list[str]:
@@ -90,13 +97,13 @@ def published_state(module: nn.Module, *, towers: Towers) -> dict[str, Tensor]:
     return state
 
 
-def save_tensors(tensors: dict[str, Tensor], directory: str | Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Write `model.safetensors`; a reader sees either the old file or the whole new one."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f".model.safetensors.{os.getpid()}"
-    try:
-        save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
-        partial.replace(directory / "model.safetensors")
-    finally:
-        partial.unlink(missing_ok=True)
+def save_tensors(tensors: dict[str, Tensor], file: Path, *, metadata: dict[str, str]) -> None:
+    """Write a safetensors file with the mode that any new file gets; a reader sees either the old or the whole new one.
+
+    safetensors itself lets nobody but the owner read what it writes.
+    """
+    with written_whole(file) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(tensors, partial, metadata={"format": "pt", **metadata})
+        partial.chmod(mode)

@@ -12,7 +12,7 @@ from altclip_train.models.config import AltCLIPTextConfig
 from altclip_train.models.layers import Embedding, Linear, PostNormBlock, check_indices, run_blocks
 from altclip_train.models.outputs import TowerOutput
 from altclip_train.models.pretrained import Pretrained
-from altclip_train.models.spelling import XLMR_TOWER, Towers
+from altclip_train.models.spelling import LONE_XLMR_TOWER, Towers
 from altclip_train.types import PackedTokens
 
 
@@ -52,7 +52,7 @@ class AltCLIPTextModel(Pretrained):
     """XLM-R and the projection of its `[CLS]` state to the width of the teacher."""
 
     config_class = AltCLIPTextConfig
-    towers: ClassVar[Towers] = {"": XLMR_TOWER}
+    towers: ClassVar[Towers] = {"": LONE_XLMR_TOWER}
     part: ClassVar[str] = "text_model."
     config: AltCLIPTextConfig
 
@@ -160,17 +160,21 @@ class AltCLIPTextModel(Pretrained):
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Take another table of word vectors; `config.vocab_size` follows."""
+        """Take another table of word vectors; `config.vocab_size` follows, and the tokenizer is no longer known."""
         self.embeddings.word_embeddings = value
         self.config.vocab_size = value.num_embeddings
+        self.tokenizer_sha256 = None
 
     @torch.no_grad()
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """Cut the word vectors to the first `new_num_tokens` rows, or add rows: each the mean of those there.
 
-        Raises ValueError where the padding token would fall away.
+        The tokenizer of another number of rows is no longer known: what is saved fits any. Raises ValueError where
+        the padding token would fall away.
         """
         old = self.embeddings.word_embeddings.weight
+        if new_num_tokens == len(old):
+            return self.embeddings.word_embeddings
         padding = self.config.pad_token_id
         if new_num_tokens <= padding:
             raise ValueError(f"new_num_tokens={new_num_tokens} leaves no row for pad_token_id={padding}")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tokenizers import pre_tokenizers
 
-from altclip_train.processing.tokenizer_files import missing, read_json, read_model
+from altclip_train.files import read_json
+from altclip_train.processing.tokenizer_files import missing, read_model
 
 START_OF_TEXT = "<|startoftext|>"
 END_OF_TEXT = "<|endoftext|>"

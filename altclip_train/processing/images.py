@@ -19,9 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from altclip_train.hub import local_directory
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from altclip_train.processing.image_settings import CLIP_MEAN, CLIP_STD, read_image_settings
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
@@ -183,12 +181,12 @@ class ImageTransform:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, *, size: Any = None, crop_size: Any = None) -> ImageTransform:
-        """Read a directory's or hub id's preprocessor_config.json, else the image part of processor_config.json.
+        """Read what a directory or hub id says, in any of the files that `read_image_settings` knows.
 
-        ``size`` and ``crop_size`` are used in place of the directory's, in its spelling.
-        Raises FileNotFoundError without it, ValueError for a step or size that this transform lacks.
+        ``size`` and ``crop_size`` are used in place of the directory's, in the spelling of preprocessor_config.json.
+        Raises FileNotFoundError without any file, ValueError for a step or size that this transform lacks.
         """
-        path, settings = _read_settings(local_directory(path_or_id))
+        path, settings = read_image_settings(local_directory(path_or_id))
         for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not settings.get(step, True):
                 raise ValueError(f"{path}: {step} is false, only CLIP's full preprocessing is supported")
@@ -202,18 +200,6 @@ class ImageTransform:
             std=settings.get("image_std", CLIP_STD),
             resample=settings.get("resample", Image.Resampling.BICUBIC),
         )
-
-
-def _read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        return path, json.loads(path.read_text(encoding="utf-8"))
-    combined = folder / "processor_config.json"
-    if combined.is_file():
-        settings = json.loads(combined.read_text(encoding="utf-8"))
-        if "image_processor" in settings:
-            return combined, settings["image_processor"]
-    raise FileNotFoundError(f"no {path}: copy the preprocessor_config.json of the CLIP model there")
 
 
 def _needed(edge: int, resized: int, crop: int) -> tuple[int, int, float, float]:

@@ -2,12 +2,13 @@
 
 Both encode with the `tokenizers` library, set up as `transformers` sets it up, so that ids are the same on
 every string, including the corners where that library and SentencePiece's own normaliser disagree
-(half-width katakana with a voicing mark, U+0085, text that looks like a special token).
+(half-width katakana with a voicing mark, U+0085, text that looks like a special token). Each word is encoded once.
 """
 
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from altclip_train.processing.outputs import ProcessorOutput
 from altclip_train.processing.tokenizer_files import DEFAULT_MAX_LENGTH, write_json
+from altclip_train.processing.words import WordIds
 from altclip_train.types import PackedTokens
 
 NO_LIMIT = int(1e30)  # the model_max_length that transformers writes where there is none
+ID_BYTES = 8
 
 _PAD_LONGEST, _PAD_TO_MAX, _PAD_NOT = (True, "longest"), ("max_length",), (False, "do_not_pad")
 _CUT, _CUT_NOT = (True, "longest_first", "only_first"), (False, None, "do_not_truncate")
@@ -39,13 +42,17 @@ class TextTokenizer:
     model_max_length: int
     name_or_path: str = ""  # the directory that it was read from
     _tokenizer: Tokenizer
+    _words: WordIds
 
     def _adopt(self, tokenizer: Tokenizer, special: list[AddedToken], *, bos: str, eos: str, pad: str) -> None:
+        with_space = [token.content for token in special if " " in token.content]
+        if with_space:  # texts are encoded word by word
+            raise ValueError(f"the special tokens {with_space} hold a space: no CLIP or XLM-R tokenizer has such")
         # Loader workers are the parallelism: a thread pool in each of them oversubscribes the machine, and
         # a pool that was started before a fork makes the library complain. The user's own setting wins.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         tokenizer.add_special_tokens(special)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._words = tokenizer, WordIds(tokenizer)
         self.model_max_length = DEFAULT_MAX_LENGTH
         self.bos_id, self.eos_id, self.pad_id = (_token_id(tokenizer, token) for token in (bos, eos, pad))
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -117,20 +124,27 @@ class TextTokenizer:
         The end token survives the cut: text towers pool there. Raises ValueError when ``max_length`` < 2 and for
         text that UTF-8 cannot hold, TypeError when ``texts`` is a single string or holds anything else than text.
         """
+        return [memoryview(row).cast("q").tolist() for row in self._rows(texts, max_length)]
+
+    def pack(self, texts: Sequence[str], max_length: int) -> PackedTokens:
+        """The B texts laid end to end without padding; cut and raising as ``encode_batch`` does."""
+        rows = self._rows(texts, max_length)
+        lengths = np.fromiter(map(len, rows), np.int32, len(rows)) // ID_BYTES
+        return PackedTokens.from_flat(np.frombuffer(bytearray().join(rows), np.int64), lengths)
+
+    def _rows(self, texts: Sequence[str], max_length: int) -> list[bytes]:
+        """The ids of each text as ``encode_batch`` gives them, int64 in bytes."""
         if isinstance(texts, str):
             raise TypeError(f"encode_batch takes a list of texts, got one string {texts[:40]!r}: put it in a list")
         if max_length < 2:
             raise ValueError(f"max_length={max_length} leaves no room for the begin and end tokens: use 2 or more")
-        kept = max_length - 2
+        begin, end = (array("q", [token_id]).tobytes() for token_id in (self.bos_id, self.eos_id))
+        kept = (max_length - 2) * ID_BYTES
+        ids_of = self._words.__getitem__
         try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError as error:
+            return [begin + b"".join(map(ids_of, text.split(" ")))[:kept] + end for text in texts]
+        except (AttributeError, TypeError) as error:
             raise _no_text(texts) from error
-        return [[self.bos_id, *encoding.ids[:kept], self.eos_id] for encoding in encodings]
-
-    def pack(self, texts: Sequence[str], max_length: int) -> PackedTokens:
-        """The B texts laid end to end without padding."""
-        return PackedTokens.from_lists(self.encode_batch(texts, max_length))
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """Text of one row of ids, a list of texts for several; ids as integers, lists, arrays or tensors."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from altclip_train.files import read_json
+
 # AltCLIP was evaluated with 77 tokens, CLIP has no more positions. For directories that do not say.
 DEFAULT_MAX_LENGTH = 77
 
@@ -35,17 +37,6 @@ class TokenizerSettings:
             raise ValueError(f"{Path(directory) / 'tokenizer_config.json'}: model_max_length is {length!r}")
         pad = config.get("pad_token")
         return cls(model_max_length=int(length), pad_token=pad["content"] if isinstance(pad, dict) else pad)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError naming the file when it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the text's encoding, or of JSON
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object")
-    return content
 
 
 def read_model(path: Path) -> tuple[dict[str, Any], str]:

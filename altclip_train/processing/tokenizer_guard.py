@@ -1,4 +1,4 @@
-"""Weights know their tokenizer: its hash lies in the header of model.safetensors and in checkpoints.
+"""Weights know their tokenizer: its hash lies in the header of their safetensors file and in checkpoints.
 
 Token ids mean nothing but rows of an embedding table, so a text tower with another tokenizer gives wrong
 features without any error.
@@ -24,19 +24,17 @@ class Fingerprinted(Protocol):
 
 def trained_tokenizer(directory: str | Path) -> str | None:
     """Hash of the tokenizer that the weights in a directory were trained with; None where they do not say."""
-    folder = Path(directory)
-    file = folder / "model.safetensors"
-    index = folder / "model.safetensors.index.json"
     try:
-        if not file.is_file() and index.is_file():
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            file = folder / min(shards)
-        if not file.is_file():
-            return None
-        with safe_open(file, framework="numpy") as header:
-            return (header.metadata() or {}).get(METADATA_KEY)
+        for name in ("model.safetensors", "open_clip_model.safetensors"):
+            file, index = Path(directory, name), Path(directory, f"{name}.index.json")
+            if not file.is_file() and index.is_file():
+                file = file.with_name(min(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if file.is_file():
+                with safe_open(file, framework="numpy") as header:
+                    return (header.metadata() or {}).get(METADATA_KEY)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError):
-        return None  # damaged weights are reported where weights are read; a processor needs none
+        pass  # damaged weights are reported where weights are read; a processor needs none
+    return None
 
 
 def check_same_tokenizer(tokenizer: Fingerprinted, expected: str | None, *, weights: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from altclip_train.models import build_text_student, load_clip_text, load_model
-from tests.unit.test_models import tiny_clip
+from tests.tiny_models import tiny_clip
 
 pytestmark = pytest.mark.faults
 

@@ -154,6 +154,15 @@ def test_config_that_would_build_something_else_is_refused(
     assert not (tmp_path / "payload").exists()
 
 
+def test_directory_of_open_clip_alone_is_a_clip_to_learn_from(workspace: Workspace, tmp_path: Path):
+    directory = export(workspace.clip, tmp_path / "clip", format="open_clip")
+    (directory / "preprocessor_config.json").unlink()
+    ours, theirs = (
+        workspace.train("stage=teacher", f"clip={clip}", "trainer.max_steps=2") for clip in (workspace.clip, directory)
+    )
+    assert_equal_weights(theirs.model, ours.model)
+
+
 class Payload:
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -15,31 +15,18 @@ import torch
 import transformers
 from PIL import Image
 
-from altclip_train import AltCLIPProcessor
 from altclip_train.export import export
 from altclip_train.export import onnx as onnx_format
-from altclip_train.models import (
-    AltCLIPConfig,
-    AltCLIPModel,
-    AltCLIPTextConfig,
-    AltCLIPVisionConfig,
-    CLIPModel,
-    load_model,
-)
-from altclip_train.processing import CLIPImageProcessor, ImageTransform, XLMRTokenizer
-from tests.workspace import TINY_STUDENT, TINY_VISION, Workspace
+from altclip_train.models import CLIPModel, load_model
+from altclip_train.processing import XLMRTokenizer
+from tests.tiny_models import perturb, save_altclip
+from tests.workspace import Workspace
 
 pytestmark = pytest.mark.parity
 
 TEXTS = ["a red apple", "两只猫在桌子上，还有一条狗", "りんご", ""]
 CLASSES = {"altclip": transformers.AltCLIPModel, "clip": transformers.CLIPModel}
 PROCESSORS = {"altclip": transformers.AltCLIPProcessor, "clip": transformers.CLIPProcessor}
-
-
-@torch.no_grad()
-def perturb(model: torch.nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 @pytest.fixture(scope="module", params=["altclip", "clip"])
@@ -54,18 +41,10 @@ def altclip(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def make_directory(kind: str, workspace: Workspace, place: Path) -> Path:
     """A model directory of random numbers."""
-    torch.manual_seed(2)
-    if kind == "clip":
-        workspace.build_clip(place)
-        model: Any = CLIPModel.from_pretrained(place)
-    else:
-        text = AltCLIPTextConfig(**TINY_STUDENT, project_dim=20, max_position_embeddings=66)
-        vision = AltCLIPVisionConfig(**TINY_VISION)
-        model = AltCLIPModel(AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
-        tokenizer = XLMRTokenizer.from_pretrained(workspace.starter / "tokenizer")
-        image_processor = CLIPImageProcessor(ImageTransform(size=32, crop_size=32))
-        AltCLIPProcessor(image_processor, tokenizer).save_pretrained(place)
-    perturb(model)
+    if kind == "altclip":
+        return save_altclip(place, XLMRTokenizer.from_pretrained(workspace.starter / "tokenizer"))
+    model = CLIPModel.from_pretrained(workspace.build_clip(place))
+    perturb(model, scale=0.1)
     model.save_pretrained(place)
     return place
 
@@ -196,7 +175,8 @@ def test_code_of_the_onnx_card_gives_the_logits(
 def test_large_towers_lie_beside_their_graph(altclip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(onnx_format, "LARGEST_FILE", 0)
     moved = export(altclip, tmp_path / "out", format="onnx").rename(tmp_path / "moved")
-    assert (moved / "text.onnx.data").stat().st_size > 4 * TINY_STUDENT["vocab_size"] * TINY_STUDENT["hidden_size"]
+    embeddings = load_model(altclip).text_model.get_submodule("embeddings.word_embeddings").weight
+    assert (moved / "text.onnx.data").stat().st_size > embeddings.nbytes
     session(moved / "text.onnx")  # finds its weights wherever the directory is
 
 

@@ -20,7 +20,7 @@ from altclip_train.models import (
 )
 from altclip_train.types import PackedTokens
 from tests.documented_example import make_directory, run_example
-from tests.parity.test_models_parity import (
+from tests.parity.references import (
     CLIP_TEXTS,
     EOS_RULES,
     VISION,
@@ -296,7 +296,7 @@ def test_configs_cross_over_both_ways(name: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_towers_load_out_of_a_whole_model_and_alone(tmp_path: Path, pair: Pair) -> None:
-    """The oracle is the tower inside transformers' model: on its own, 5.23 leaves a text tower's weights random."""
+    """The oracle is the tower inside transformers' model, which also reads ours: `test_towers_parity.py`."""
     for writer, model in (("ours", pair.ours), ("theirs", pair.sdpa)):
         model.save_pretrained(tmp_path / writer)
         model.text_model.save_pretrained(tmp_path / writer / "text")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -23,96 +22,28 @@ from altclip_train.models import (
     load_model,
 )
 from altclip_train.types import PackedTokens
+from tests.golden_models import GOLDEN, formula_tensor
+from tests.parity.references import (
+    CLIP_TEXTS,
+    EOS_RULES,
+    STUDENT_TEXTS,
+    XLMR,
+    padded,
+    perturb,
+    pictures,
+    reference_altclip,
+    reference_clip,
+)
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
-GOLDEN = Path(__file__).parents[1] / "unit" / "goldens" / "models.json"
 TOLERANCE = 1e-5
-VISION: dict[str, Any] = {
-    "image_size": 18,
-    "patch_size": 6,
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 40,
-}
-XLMR: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 44,
-    "max_position_embeddings": 17,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "type_vocab_size": 1,
-}
-CLIP_TEXT: dict[str, Any] = {
-    "vocab_size": 59,
-    "hidden_size": 28,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 36,
-    "max_position_embeddings": 13,
-    "pad_token_id": 1,
-    "bos_token_id": 57,
-}
-STUDENT_TEXTS = [[0, 7, 9, 2], [0, 50, 51, 52, 53, 54, 55, 2], [0, 2], [0, 8, 9, 2], [0, 5, 2]]
-# The first end of text, 40, and the highest id, 58, stand apart, so that the two pooling rules differ.
-CLIP_TEXTS = [
-    [57, 40, 9, 58],
-    [57, 50, 51, 40, 53, 40, 55, 58],
-    [57, 40, 58],
-    [57, 8, 40, 58],
-    [57, 5, 40, 6, 58],
-]
-EOS_RULES = [2, 40]
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def perturb(model: torch.nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-
-
-def reference_altclip() -> Any:
-    config = transformers.AltCLIPConfig(
-        text_config={**XLMR, "project_dim": 20}, vision_config=VISION, projection_dim=16
-    )
-    model = transformers.AltCLIPModel(config).eval()
-    perturb(model, seed=1)
-    return model
-
-
-def reference_clip(eos_token_id: int) -> Any:
-    config = transformers.CLIPConfig(
-        text_config={**CLIP_TEXT, "eos_token_id": eos_token_id, "projection_dim": 16},
-        vision_config={**VISION, "projection_dim": 16},
-        projection_dim=16,
-    )
-    model = transformers.CLIPModel(config).eval()
-    perturb(model, seed=2)
-    return model
-
-
-def padded(texts: list[list[int]], filler: int) -> dict[str, Tensor]:
-    length = max(map(len, texts))
-    return {
-        "input_ids": torch.tensor([text + [filler] * (length - len(text)) for text in texts]),
-        "attention_mask": torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts]),
-    }
-
-
-def pictures() -> Tensor:
-    return torch.randn(4, 3, 18, 18, generator=torch.Generator().manual_seed(3))
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:
@@ -256,14 +187,6 @@ def test_published_and_native_spellings_both_load(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def formula_tensor(name: str, shape: list[int]) -> Tensor:
-    """The same as in tests/unit/test_models.py: the golden holds no weights."""
-    phase = sum(map(ord, name)) % 97
-    steps = torch.arange(math.prod(shape), dtype=torch.float64)
-    values = 0.25 * torch.sin(0.7 * steps + phase) + (1.0 if name.lower().endswith("norm.weight") else 0.0)
-    return values.float().reshape(shape)
-
-
 @torch.no_grad()
 def golden_case(reference: Any, texts: list[list[int]], filler: int, published: dict[str, str]) -> dict[str, Any]:
     """Shapes, inputs and outputs of a transformers model filled by the formula; `published` respells."""
@@ -334,7 +257,7 @@ def golden_forward() -> dict[str, Any]:
 def make_goldens() -> dict[str, Any]:
     student_names = {"roberta.encoder.layers.": "roberta.encoder.layer."}
     return {
-        "note": "transformers' numbers for weights given by formula_tensor in tests/unit/test_models.py; "
+        "note": "transformers' numbers for weights given by formula_tensor in tests/golden_models.py; "
         "rewritten by: PYTHONPATH=. python tests/parity/test_models_parity.py",
         "cases": {
             "altclip": golden_case(reference_altclip(), STUDENT_TEXTS, 1, student_names),

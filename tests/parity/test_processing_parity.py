@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_ids_of_hard_strings_equal_transformers(pairs: dict[str, Any], kind: str
 @given(texts=st.lists(TEXTS, min_size=1, max_size=8))
 def test_ids_of_any_strings_equal_transformers(pairs: dict[str, Any], kind: str, texts: list[str]) -> None:
     ours, reference = pairs[kind]
+    assert ours(texts).input_ids == reference(texts)["input_ids"]
+
+
+@KINDS
+def test_ids_of_marks_beside_spaces_equal_transformers(pairs: dict[str, Any], kind: str) -> None:
+    ours, reference = pairs[kind]
+    joining = ("Mn", "Mc", "Me", "Lm", "Sk", "Cc", "Cf", "Zs", "Zl", "Zp")
+    marks = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in joining]
+    texts = [f"a{mark} {mark}b {mark} e{mark}\u0600 {mark}" for mark in marks]
     assert ours(texts).input_ids == reference(texts)["input_ids"]
 
 

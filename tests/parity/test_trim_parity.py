@@ -12,7 +12,8 @@ import torch
 from altclip_train.models import AltCLIPModel
 from altclip_train.processing import XLMRTokenizer, load_tokenizer, train_sentencepiece
 from altclip_train.trimming import trim
-from tests.unit.test_trim import CHINESE, ENGLISH, SPANISH, save_model, text_file
+from tests.parallel_texts import CHINESE, ENGLISH, SPANISH, text_file
+from tests.tiny_models import save_altclip
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
@@ -26,7 +27,7 @@ UNSEEN = [*SPANISH, "猫猫", "Ωmega", "<s> </s>", "", "  ", "sofas\u3000birds"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trim")
     train_sentencepiece([*ENGLISH, *CHINESE, *SPANISH] * 10, folder / "sentencepiece", 190)
-    return save_model(folder / "altclip", XLMRTokenizer(folder / "sentencepiece"))
+    return save_altclip(folder / "altclip", XLMRTokenizer(folder / "sentencepiece"))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["all_characters", "used_characters"])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from altclip_train.models import AltCLIPModel, CLIPModel
-from tests.parity.test_models_parity import CLIP_TEXT, VISION, XLMR, reference_altclip, reference_clip
+from tests.parity.references import CLIP_TEXT, VISION, XLMR, reference_altclip, reference_clip
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity

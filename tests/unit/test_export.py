@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from altclip_train.cli import main
 from altclip_train.export import export
 from altclip_train.export.open_clip import open_clip_config, open_clip_state
-from altclip_train.models import (
-    AltCLIPConfig,
-    AltCLIPModel,
-    AltCLIPTextConfig,
-    AltCLIPVisionConfig,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-)
-from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor, ImageTransform, XLMRTokenizer
-from tests.workspace import TINY_STUDENT, TINY_VISION, Workspace
+from altclip_train.models import AltCLIPModel, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from altclip_train.processing import AltCLIPProcessor, XLMRTokenizer, load_tokenizer
+from tests.tiny_models import save_altclip
+from tests.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
 def altclip(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole AltCLIP directory of random numbers, every one of them perturbed."""
-    directory = tmp_path_factory.mktemp("altclip")
-    torch.manual_seed(1)
-    text = AltCLIPTextConfig(**TINY_STUDENT, project_dim=20, max_position_embeddings=66)
-    model = AltCLIPModel(
-        AltCLIPConfig(text_config=text, vision_config=AltCLIPVisionConfig(**TINY_VISION), projection_dim=12)
-    )
-    perturb(model)
-    model.save_pretrained(directory)
-    transform = ImageTransform(size=32, crop_size=32)
     tokenizer = XLMRTokenizer.from_pretrained(workspace.starter / "tokenizer")
-    AltCLIPProcessor(CLIPImageProcessor(transform), tokenizer).save_pretrained(directory)
-    return directory
-
-
-@torch.no_grad()
-def perturb(model: torch.nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
+    return save_altclip(tmp_path_factory.mktemp("altclip"), tokenizer)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -71,11 +49,29 @@ def test_directory_keeps_every_bit(altclip: Path, tmp_path: Path):
         assert (altclip / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 
-def test_tokenizer_travels_in_the_metadata(altclip: Path, tmp_path: Path):
-    export(altclip, tmp_path / "out")
-    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
-        expected = AltCLIPProcessor.from_pretrained(altclip).tokenizer.fingerprint
-        assert file.metadata()["tokenizer_sha256"] == expected
+def test_tokenizer_travels_in_the_metadata_also_of_weights_that_do_not_say(altclip: Path, tmp_path: Path):
+    source = shutil.copytree(altclip, tmp_path / "source")
+    model = AltCLIPModel.from_pretrained(source)
+    model.tokenizer_sha256 = None
+    model.save_pretrained(source)
+    for number, directory in enumerate((altclip, source)):
+        out = export(directory, tmp_path / str(number))
+        assert AltCLIPModel.from_pretrained(out).tokenizer_sha256 == load_tokenizer(altclip).fingerprint
+
+
+@pytest.mark.parametrize("format", ["altclip", "open_clip"])
+def test_every_file_has_the_mode_that_the_umask_leaves(
+    altclip: Path, workspace: Workspace, tmp_path: Path, format: str
+):
+    before = os.umask(0o027)
+    try:
+        out = export(altclip if format == "altclip" else workspace.clip, tmp_path / "out", format=format)
+    finally:
+        os.umask(before)
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in out.iterdir()} == dict.fromkeys(
+        (file.name for file in out.iterdir()), "0o640"
+    )
+    assert out.stat().st_mode & 0o777 == 0o750
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -129,6 +125,35 @@ def test_failure_in_the_middle_leaves_nothing(
 def test_checkpoint_that_is_not_there_names_what_to_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     message = fails(capsys, tmp_path / "nowhere", tmp_path / "out")
     assert f"{tmp_path / 'nowhere'} does not exist; pass a model directory, a run directory or RUN" in message
+
+
+def test_hub_id_is_exported_with_its_card(altclip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cached = shutil.copytree(altclip, tmp_path / "cached")
+    (cached / "README.md").write_text("---\nlicense: mit\n---\n\n# Theirs\n", encoding="utf-8")
+    asked: list[str] = []
+
+    def snapshot_download(repo_id: str, *, allow_patterns: list[str]) -> str:
+        assert repo_id == "org/name"
+        asked.extend(allow_patterns)
+        return str(cached)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    monkeypatch.chdir(tmp_path)
+    main(["export", "org/name", "out"])
+    assert {"README.md", "model.safetensors"} <= set(asked)
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: mit\n---\n\n# Theirs")
+    old, new = load_file(altclip / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_hub_id_without_huggingface_hub_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    message = fails(capsys, "org/name", "out")
+    assert "org/name is no directory here, and hub ids need huggingface_hub: pip install huggingface_hub" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_format_is_refused_before_anything_is_read(tmp_path: Path):
@@ -195,21 +220,45 @@ for prefix, layers, width, hidden in (("", 2, 20, 32), ("visual.", 1, 24, 28)):
 
 def test_open_clip_names_and_shapes(workspace: Workspace):
     model = CLIPModel.from_pretrained(workspace.clip)
-    found = {name: tuple(tensor.shape) for name, tensor in open_clip_state(model.state_dict()).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in open_clip_state(model).items()}
     vocabulary = model.config.text_config.vocab_size
     assert found == {**OPEN_CLIP_SHAPES, "token_embedding.weight": (vocabulary, 20)}
 
 
-def test_open_clip_files_give_the_same_model_back(workspace: Workspace, tmp_path: Path):
-    directory = export(workspace.clip, tmp_path / "out", format="open_clip")
+@pytest.mark.parametrize(
+    ("end", "eps"),
+    [(2, 1e-5), (5, 1e-3), (-1, 1e-5)],
+    ids=["the highest id", "an id and norms of its own", "the last of the vocabulary"],
+)
+def test_open_clip_files_alone_give_the_same_model_back(workspace: Workspace, tmp_path: Path, end: int, eps: float):
+    """The configuration and the weights that open_clip reads, and a tokenizer: no file of another layout."""
+    size = CLIPConfig.from_pretrained(workspace.clip).text_config.vocab_size
+    clip = workspace.build_clip(tmp_path / "clip", eos_token_id=end % size, layer_norm_eps=eps)
+    directory = export(clip, tmp_path / "out", format="open_clip")
+    (directory / "preprocessor_config.json").unlink()
     assert not (directory / "config.json").exists()
-    old, new = CLIPModel.from_pretrained(workspace.clip), CLIPModel.from_pretrained(directory)
+    old, new = CLIPModel.from_pretrained(clip), CLIPModel.from_pretrained(directory)
     assert all(torch.equal(tensor, new.state_dict()[name]) for name, tensor in old.state_dict().items())
-    inputs = AltCLIPProcessor.from_pretrained(directory)(
-        text=["a red apple", "a dog"], images=Image.new("RGB", (40, 50), "red"), return_tensors="pt", padding=True
+    assert new.config.text_config.layer_norm_eps == old.config.text_config.layer_norm_eps
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    texts = ["a red apple", "a dog, a cat, and a dog"]
+    before, after = (
+        AltCLIPProcessor.from_pretrained(one)(text=texts, images=picture, return_tensors="pt", padding=True)
+        for one in (clip, directory)
     )
+    assert all(torch.equal(before[name], after[name]) for name in before)
     with torch.no_grad():
-        assert torch.equal(old(**inputs).logits_per_image, new(**inputs).logits_per_image)
+        assert torch.equal(old(**before).logits_per_image, new(**after).logits_per_image)
+
+
+def test_weights_of_open_clip_know_their_tokenizer_too(workspace: Workspace, tmp_path: Path):
+    directory = export(workspace.clip, tmp_path / "out", format="open_clip")
+    vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+    first, second = list(vocabulary)[:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (directory / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    with pytest.raises(ValueError, match="belong to another tokenizer"):
+        load_tokenizer(directory)
 
 
 def test_open_clip_config_of_a_published_shape():

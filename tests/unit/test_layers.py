@@ -12,6 +12,7 @@ LAYERS = {
     "types": 0,
     "configuration": 0,
     "errors": 0,
+    "files": 0,
     "hub": 0,
     "markdown": 0,
     "command": 1,
@@ -28,6 +29,7 @@ LAYERS = {
     "evaluate": 8,
     "export": 8,
     "trimming": 9,
+    "embedding": 9,
     "cli": 10,
 }
 FORBIDDEN = {

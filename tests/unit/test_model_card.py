@@ -10,20 +10,10 @@ import yaml
 
 from altclip_train.markdown import code, table, text
 from altclip_train.model_card import RunFacts, Scores, Usage, directory_usage, model_card
-from altclip_train.models import (
-    AltCLIPConfig,
-    AltCLIPModel,
-    AltCLIPTextConfig,
-    AltCLIPVisionConfig,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-)
+from altclip_train.models import AltCLIPModel
+from tests.tiny_models import tiny_altclip, tiny_clip
 
 GOLDEN = Path(__file__).parent / "goldens" / "model_card.md"
-SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
-VISION = {**SHAPE, "image_size": 32, "patch_size": 16}
 TEACHER = RunFacts(
     stage="teacher",
     config={
@@ -71,12 +61,8 @@ CONTRASTIVE = RunFacts(
 
 @pytest.fixture(scope="module")
 def model() -> AltCLIPModel:
-    return AltCLIPModel(
-        AltCLIPConfig(
-            text_config=AltCLIPTextConfig(**SHAPE, vocab_size=1200, max_position_embeddings=40, project_dim=6),
-            vision_config=AltCLIPVisionConfig(**VISION),
-            projection_dim=4,
-        )
+    return tiny_altclip(
+        text={"vocab_size": 1200, "max_position_embeddings": 40}, vision={"image_size": 32, "patch_size": 16}
     )
 
 
@@ -130,14 +116,7 @@ def test_a_student_of_random_weights_is_called_that(model: AltCLIPModel):
 
 
 def test_a_clip_is_called_a_clip():
-    shape = {**SHAPE, "projection_dim": 4}
-    clip = CLIPModel(
-        CLIPConfig(
-            text_config=CLIPTextConfig(**shape, vocab_size=50, bos_token_id=0, eos_token_id=2),
-            vision_config=CLIPVisionConfig(**VISION, projection_dim=4),
-            projection_dim=4,
-        )
-    )
+    clip = tiny_clip()
     card = model_card(clip, None, directory_usage(clip))
     assert front_matter(card)["tags"] == ["clip"]
     assert "# CLIP\n" in card

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import torch
 
 from altclip_train.processing import (
     CLIPTokenizer,
@@ -23,6 +24,7 @@ from altclip_train.processing import (
     train_clip_bpe,
     train_sentencepiece,
 )
+from altclip_train.types import PackedTokens
 
 # Each word in two forms: SentencePiece's first candidates are pieces that two different words share.
 TEXTS = [
@@ -127,6 +129,19 @@ def test_pack_lays_texts_end_to_end(kind: str, request: pytest.FixtureRequest) -
     assert packed.lengths.tolist() == [len(one) for one in ids]
     assert len(ids[1]) == 2
     assert packed.max_length == 7
+
+
+@pytest.mark.parametrize("kind", ["xlmr", "clip"])
+def test_packed_texts_are_the_lists_packed(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: XLMRTokenizer | CLIPTokenizer = request.getfixturevalue(kind)
+    packed, lists = tokenizer.pack(TEXTS, 9), PackedTokens.from_lists(tokenizer.encode_batch(TEXTS, 9))
+    assert (packed.input_ids.dtype, packed.cumulative_lengths.dtype) == (torch.int64, torch.int32)
+    assert packed.input_ids.equal(lists.input_ids)
+    assert packed.cumulative_lengths.equal(lists.cumulative_lengths)
+    assert packed.max_length == lists.max_length == 9
+    for nothing in (lambda: tokenizer.pack([], 9), lambda: PackedTokens.from_lists([[1], []])):
+        with pytest.raises(ValueError, match="cannot pack texts of"):
+            nothing()
 
 
 @pytest.mark.parametrize("kind", ["xlmr", "clip"])
@@ -311,6 +326,8 @@ def test_bad_arguments_are_named(xlmr: XLMRTokenizer, clip: CLIPTokenizer) -> No
         clip.encode_batch(["a cat"], 1)
     with pytest.raises(TypeError, match="a list of texts"):
         xlmr.encode_batch("a cat", 77)
+    with pytest.raises(ValueError, match=r"the special tokens \['to fill'\] hold a space"):
+        CLIPTokenizer({**clip._vocab, "to fill": clip.vocab_size}, clip._merges, pad_token="to fill")
 
 
 def test_missing_files_are_named_with_what_is_there(tmp_path: Path) -> None:

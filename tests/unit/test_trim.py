@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import tarfile
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +15,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from altclip_train import trimming
+from altclip_train import hub, trimming
 from altclip_train.cli import main
-from altclip_train.data.texts import expand_texts, read_texts
-from altclip_train.models import (
-    AltCLIPConfig,
-    AltCLIPModel,
-    AltCLIPTextConfig,
-    AltCLIPVisionConfig,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    build_text_student,
-)
-from altclip_train.processing import ImageTransform, XLMRTokenizer, load_tokenizer, train_sentencepiece
+from altclip_train.models import AltCLIPModel, build_text_student
+from altclip_train.processing import XLMRTokenizer, load_tokenizer, train_sentencepiece
 from altclip_train.processing.trim import kept_pieces, new_ids, trim_tokenizer
 from altclip_train.processing.unigram import UnigramVocabulary
+from tests.parallel_texts import CHINESE, ENGLISH, SPANISH, text_file
+from tests.tiny_models import TEXT_FIELDS, save_altclip, tiny_clip
 
-ENGLISH = ["a photo of a cat on the red sofa", "the dog is near the blue house", "two small birds sit in a tree"]
-CHINESE = ["一只猫坐在红色沙发上", "狗在房子旁边", "两只小鸟"]
-SPANISH = ["el gato duerme sobre la cama", "un perro pequeño"]
 WORDS = sorted({word for text in [*ENGLISH, *CHINESE, *SPANISH] for word in text.split()})
 WEIGHTS = "text_model.roberta.embeddings.word_embeddings.weight"
 
@@ -53,33 +38,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> XLMRTokenizer:
 
 @pytest.fixture(scope="module")
 def checkpoint(tokenizer: XLMRTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "altclip", tokenizer)
-
-
-def save_model(directory: Path, tokenizer: XLMRTokenizer, *, spare_rows: int = 0) -> Path:
-    """A tiny AltCLIP, all of whose parameters are random."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2}
-    text = AltCLIPTextConfig(
-        vocab_size=len(tokenizer) + spare_rows, hidden_size=16, intermediate_size=20, project_dim=12, **sizes
-    )
-    vision = AltCLIPVisionConfig(
-        hidden_size=8, intermediate_size=12, image_size=32, patch_size=16, projection_dim=10, **sizes
-    )
-    model = AltCLIPModel(AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=10))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    model.tokenizer_sha256 = tokenizer.fingerprint
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    ImageTransform(size=32, crop_size=32).save_pretrained(directory)
-    return directory
-
-
-def text_file(path: Path, texts: Sequence[str]) -> Path:
-    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
-    return path
+    return save_altclip(tmp_path_factory.mktemp("model") / "altclip", tokenizer)
 
 
 def features(directory: Path, texts: list[str]) -> torch.Tensor:
@@ -189,7 +148,7 @@ def test_trimmed_directory_has_the_same_features_and_other_weights(checkpoint: P
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert report.rows == (len(rows), len(kept))
-    assert report.parameters[0] - report.parameters[1] == (len(rows) - len(kept)) * 16
+    assert report.parameters[0] - report.parameters[1] == (len(rows) - len(kept)) * TEXT_FIELDS["hidden_size"]
     assert {tuple(row) for row in kept.tolist()} < {tuple(row) for row in rows.tolist()}
     assert (report.given.texts, report.given.changed, report.difference, report.sampled) == (6, 0, 0.0, 6)
     config = json.loads((tmp_path / "small/config.json").read_text(encoding="utf-8"))
@@ -198,7 +157,7 @@ def test_trimmed_directory_has_the_same_features_and_other_weights(checkpoint: P
 
 
 def test_weights_name_the_new_tokenizer_and_keep_their_type(tokenizer: XLMRTokenizer, tmp_path: Path) -> None:
-    source = save_model(tmp_path / "altclip", tokenizer)
+    source = save_altclip(tmp_path / "altclip", tokenizer)
     AltCLIPModel.from_pretrained(source).to(torch.bfloat16).save_pretrained(source)
     trimming.trim(source, tmp_path / "small", [text_file(tmp_path / "texts.txt", ENGLISH)])
     new = load_tokenizer(tmp_path / "small")
@@ -209,7 +168,7 @@ def test_weights_name_the_new_tokenizer_and_keep_their_type(tokenizer: XLMRToken
 
 
 def test_card_is_extended_and_the_image_transform_kept(tokenizer: XLMRTokenizer, tmp_path: Path) -> None:
-    source = save_model(tmp_path / "altclip", tokenizer)
+    source = save_altclip(tmp_path / "altclip", tokenizer)
     (source / "README.md").write_text("---\ntags: [altclip]\n---\n# Mine\n", encoding="utf-8")
     report = trimming.trim(source, tmp_path / "small", [text_file(tmp_path / "texts.txt", ENGLISH)])
     card = (tmp_path / "small/README.md").read_text(encoding="utf-8")
@@ -221,7 +180,7 @@ def test_card_is_extended_and_the_image_transform_kept(tokenizer: XLMRTokenizer,
 
 
 def test_rows_beyond_the_tokenizer_go(tokenizer: XLMRTokenizer, tmp_path: Path) -> None:
-    source = save_model(tmp_path / "altclip", tokenizer, spare_rows=5)
+    source = save_altclip(tmp_path / "altclip", tokenizer, spare_rows=5)
     report = trimming.trim(source, tmp_path / "small", [text_file(tmp_path / "texts.txt", ENGLISH)])
     assert report.rows[0] == len(tokenizer) + 5
     assert report.rows[1] == len(load_tokenizer(tmp_path / "small"))
@@ -231,7 +190,7 @@ def test_rows_beyond_the_tokenizer_go(tokenizer: XLMRTokenizer, tmp_path: Path) 
 def test_trimmed_model_is_a_student(checkpoint: Path, tmp_path: Path) -> None:
     trimming.trim(checkpoint, tmp_path / "small", [text_file(tmp_path / "texts.txt", ENGLISH)])
     tokenizer = load_tokenizer(tmp_path / "small")
-    student = build_text_student(student=tmp_path / "small", project_dim=12).eval()
+    student = build_text_student(student=tmp_path / "small", project_dim=10).eval()
     assert student.config.vocab_size == len(tokenizer)
     expected = AltCLIPModel.from_pretrained(checkpoint).text_model
     with torch.inference_mode():
@@ -240,7 +199,7 @@ def test_trimmed_model_is_a_student(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_tokenizer_json_alone_is_enough(tokenizer: XLMRTokenizer, tmp_path: Path) -> None:
-    source = save_model(tmp_path / "altclip", tokenizer)
+    source = save_altclip(tmp_path / "altclip", tokenizer)
     (source / "sentencepiece.bpe.model").unlink()
     trimming.trim(source, tmp_path / "small", [text_file(tmp_path / "texts.txt", ENGLISH)])
     assert not (tmp_path / "small/sentencepiece.bpe.model").exists()
@@ -297,7 +256,7 @@ def test_refusals(checkpoint: Path, tokenizer: XLMRTokenizer, tmp_path: Path) ->
         trimming.trim(checkpoint, tmp_path / "small", [text_file(tmp_path / "blank.txt", ["", " \t"])])
     with pytest.raises(ValueError, match="min_count=0"):
         trimming.trim(checkpoint, tmp_path / "small", texts, min_count=0)
-    source = save_model(tmp_path / "altclip", tokenizer)
+    source = save_altclip(tmp_path / "altclip", tokenizer)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config["text_config"]["vocab_size"] = len(tokenizer) - 1
     (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -309,58 +268,28 @@ def test_refusals(checkpoint: Path, tokenizer: XLMRTokenizer, tmp_path: Path) ->
 
 
 def test_a_clip_is_refused_with_the_reason(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = CLIPTextConfig(vocab_size=514, eos_token_id=513, **sizes)
-    vision = CLIPVisionConfig(image_size=32, patch_size=16, **sizes)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path / "clip")
+    tiny_clip().save_pretrained(tmp_path / "clip")
     with pytest.raises(ValueError, match="is a CLIP, whose text tower reads byte pairs"):
         trimming.trim(tmp_path / "clip", tmp_path / "small", [text_file(tmp_path / "texts.txt", ENGLISH)])
 
 
+def test_hub_id_is_trimmed_and_keeps_its_card(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = shutil.copytree(checkpoint, tmp_path / "cached")
+    (cached / "README.md").write_text("# Theirs\n", encoding="utf-8")
+    monkeypatch.setattr(hub, "_fetch", lambda hub_id, _: {"org/name": cached}[hub_id])
+    trimming.trim("org/name", tmp_path / "small", [text_file(tmp_path / "texts.txt", ENGLISH)])
+    assert torch.equal(features(tmp_path / "small", ENGLISH), features(checkpoint, ENGLISH))
+    assert (tmp_path / "small/README.md").read_text(encoding="utf-8").startswith("# Theirs\n")
+
+
 def test_command(tokenizer: XLMRTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = text_file(tmp_path / "texts.txt", ENGLISH)
-    save_model(tmp_path / "run/model", tokenizer)
+    save_altclip(tmp_path / "run/model", tokenizer)
     main(["trim", str(tmp_path / "run"), str(tmp_path / "small"), "--texts", str(texts), "--check", str(texts)])
     printed = capsys.readouterr().out
     assert "3 of 3 texts consist of the same pieces as before" in printed
     assert "held-out texts: 0 of 3 texts cut differently" in printed
     with pytest.raises(SystemExit, match=r"error: .*exists already"):
         main(["trim", str(tmp_path / "run"), str(tmp_path / "small"), "--texts", str(texts)])
-
-
-# Reading texts
-
-
-def test_texts_of_every_kind_of_file(tmp_path: Path) -> None:
-    text_file(tmp_path / "a.txt", ["\ufeffcat", "", "  ", "sep\u2028arated"])
-    with gzip.open(tmp_path / "b.txt.gz", "wb") as file:
-        file.write("dog\r\n猫".encode())
-    text_file(tmp_path / "c.tsv", ["en\tzh", "bird\t鸟\t"])
-    text_file(tmp_path / "d.jsonl", ['{"en": "house", "zh": ["房子", "家"], "score": 3}', "{"])
-    with tarfile.open(tmp_path / "e.tar", "w") as tar:
-        members = {"0.json": '{"en": "tree", "fr": "arbre"}', "1.txt": "no language", "2.zh.txt": "树"}
-        for name, text in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(text.encode())
-            tar.addfile(entry, io.BytesIO(text.encode()))
-    files = expand_texts([tmp_path / "*.txt*", tmp_path / "c.tsv", tmp_path / "d.jsonl", tmp_path / "e.tar"])
-    lines = ["cat", "sep\u2028arated", "dog", "猫", "en", "zh", "bird", "鸟"]
-    assert list(read_texts(files)) == [*lines, "house", "房子", "家", "tree", "arbre", "no language", "树"]
-    assert list(read_texts(files, ["zh"])) == [*lines, "房子", "家", "no language", "树"]
-
-
-def test_damaged_texts_name_the_file_and_line(tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes("ok\ncafé\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt, line 2 is not UTF-8"):
-        list(read_texts([tmp_path / "latin.txt"]))
-    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"cat\n" * 5000)[:-9])
-    with pytest.raises(ValueError, match=r"cut\.txt\.gz is damaged after line"):
-        list(read_texts([tmp_path / "cut.txt.gz"]))
-    (tmp_path / "plain.txt.gz").write_bytes(b"cat\n")
-    with pytest.raises(ValueError, match=r"plain\.txt\.gz is damaged after line 0"):
-        list(read_texts([tmp_path / "plain.txt.gz"]))
-    (tmp_path / "table.csv").touch()
-    with pytest.raises(ValueError, match=r"table\.csv: texts are read from \.txt, \.tsv"):
-        expand_texts([tmp_path / "table.csv"])
-    with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
-        expand_texts([tmp_path / "absent.txt"])

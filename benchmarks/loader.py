@@ -37,7 +37,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from altclip_train.data.dataset import ImageTextDataset, PairDataset, TextPairDataset
+from altclip_train.data.dataset import PairDataset
+from altclip_train.data.decoders import ImageTextDecoder, TextPairDecoder
 from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.data.samples import decode_image
 from altclip_train.processing import CLIPTokenizer, ImageTransform, XLMRTokenizer
@@ -135,22 +136,17 @@ def tokenizers(root: Path) -> tuple[XLMRTokenizer, CLIPTokenizer]:
 def ours(root: Path, kind: str) -> PairDataset:
     if kind in ("ours_texts", "ours_strings"):
         student, teacher = tokenizers(root) if kind == "ours_texts" else (AsStrings(), AsStrings())
-        return TextPairDataset(
-            sources=[str(root / "texts-*.tar")],
-            plan_seed=0,
-            student_tokenizer=student,
-            teacher_tokenizer=teacher,
-            max_length=MAX_LENGTH,
-        )
+        texts = TextPairDecoder(student_tokenizer=student, teacher_tokenizer=teacher, max_length=MAX_LENGTH)
+        return PairDataset(sources=[str(root / "texts-*.tar")], plan_seed=0, decoder=texts)
     transform = ImageTransform(size=SIDE, crop_size=SIDE)
-    return ImageTextDataset(
-        sources=[{"urls": str(root / "pictures-*.tar"), "languages": ["en"]}],
-        plan_seed=0,
+    pictures = ImageTextDecoder(
         tokenizer=tokenizers(root)[1],
         image_transform=transform,
         max_length=MAX_LENGTH,
         draft=transform.resized_size if kind == "ours_draft" else None,
     )
+    sources = [{"urls": str(root / "pictures-*.tar"), "languages": ["en"]}]
+    return PairDataset(sources=sources, plan_seed=0, decoder=pictures)
 
 
 def our_loader(root: Path, kind: str, batch_size: int, workers: int = 0) -> DataLoader:
@@ -193,7 +189,8 @@ def parallel(entry: dict[str, str], student: XLMRTokenizer, teacher: CLIPTokeniz
 
 def padded(tokenizer: XLMRTokenizer | CLIPTokenizer, text: str) -> torch.Tensor:
     ids = torch.full((MAX_LENGTH,), tokenizer.pad_token_id)
-    (tokens,) = tokenizer.encode_batch([text], MAX_LENGTH)
+    tokens = tokenizer._tokenizer.encode(text).ids  # the library's own, without our memory of words
+    tokens = [*tokens[:-1][: MAX_LENGTH - 1], tokenizer.eos_token_id]
     ids[: len(tokens)] = torch.tensor(tokens)
     return ids
 

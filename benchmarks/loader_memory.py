@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from altclip_train.data.dataset import ImageTextDataset
+from altclip_train.data.dataset import PairDataset
+from altclip_train.data.decoders import ImageTextDecoder
 from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.processing.images import ImageTransform
 from altclip_train.types import PackedTokens
@@ -97,13 +98,9 @@ def jpeg(seed: int) -> bytes:
 
 def soak(urls: str, passes: int) -> dict[str, Any]:
     """Read every batch of ``passes`` epochs; resident memory about fifty times in each."""
-    dataset = ImageTextDataset(
-        sources=[urls],
-        plan_seed=0,
-        tokenizer=Bytes(),
-        image_transform=ImageTransform(size=224, crop_size=224),
-        max_length=77,
-    )
+    transform = ImageTransform(size=224, crop_size=224)
+    decoder = ImageTextDecoder(tokenizer=Bytes(), image_transform=transform, max_length=77)
+    dataset = PairDataset(sources=[urls], plan_seed=0, decoder=decoder)
     sampler = PlannedBatchSampler(plan=dataset.plan, global_batch_size=min(BATCH, len(dataset)), rank=0, world_size=1)
     every = max(1, len(sampler) // 50)
     samples, resident, done, begun = [], [], 0, time.perf_counter()

@@ -24,10 +24,10 @@ from altclip_train.data.samples import (
     decode_image,
     is_image_text_field,
 )
-from altclip_train.data.shards import ShardReader, expand_urls
+from altclip_train.data.shards import ShardReader
 from altclip_train.data.sources import language_code
 from altclip_train.data.survey import Captions, Lens, Pictures, Survey, add, survey
-from altclip_train.data.urls import without_secrets
+from altclip_train.data.urls import expand_urls, without_secrets
 from altclip_train.processing import CLIPTokenizer, XLMRTokenizer, load_tokenizer
 
 CHUNK = 256  # samples of a task

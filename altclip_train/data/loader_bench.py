@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from altclip_train.data.dataset import ImageTextDataset, Packer, TextPairDataset
+from altclip_train.data.dataset import PairDataset
+from altclip_train.data.decoders import ImageTextDecoder, Packer, TextPairDecoder
 from altclip_train.data.processes import available_cpus
 from altclip_train.data.sampler import PlannedBatchSampler, already_a_batch
 from altclip_train.data.samples import BadSample, decode_captions, decode_image, is_image_field
@@ -22,7 +23,6 @@ from altclip_train.data.sources import Source, language_code
 from altclip_train.processing import CLIPTokenizer, ImageTransform, XLMRTokenizer, load_tokenizer
 
 BATCH = 64
-Measured: TypeAlias = ImageTextDataset | TextPairDataset
 
 
 @dataclass
@@ -60,40 +60,41 @@ def open_dataset(
     language: str | None,
     size: int,
     max_length: int,
-) -> Measured:
+) -> PairDataset[Any]:
     """The training dataset of ``urls``: image-text where their first sample has a picture, else parallel text."""
     sources = [Source(list(urls), languages=None if language is None else [language])]
-    common: dict[str, Any] = {"sources": sources, "plan_seed": 0, "max_length": max_length}
-    pictures = ImageTextDataset(
-        tokenizer=tokenizer, image_transform=ImageTransform(size=size, crop_size=size), **common
-    )
+    transform = ImageTransform(size=size, crop_size=size)
+    image_text = ImageTextDecoder(tokenizer=tokenizer, image_transform=transform, max_length=max_length)
+    pictures = PairDataset(sources=sources, plan_seed=0, decoder=image_text)
     shard = next(shard for shard, count in enumerate(pictures.reader.counts) if count)
     if any(map(is_image_field, pictures.reader.read(shard, 0))):
         return pictures
-    return TextPairDataset(student_tokenizer=tokenizer, teacher_tokenizer=tokenizer, **common)
+    text_pair = TextPairDecoder(student_tokenizer=tokenizer, teacher_tokenizer=tokenizer, max_length=max_length)
+    return PairDataset(sources=sources, plan_seed=0, decoder=text_pair)
 
 
-def measure_stages(dataset: Measured, seconds: float) -> Stages:
+def measure_stages(dataset: PairDataset[Any], seconds: float) -> Stages:
     """Work on samples in the order of their files for ``seconds``, in this process; texts by the batch."""
-    stages, texts = Stages(), list[str]()
+    decoder, stages, texts = dataset.decoder, Stages(), list[str]()
+    assert isinstance(decoder, ImageTextDecoder | TextPairDecoder)
     end = time.perf_counter() + seconds
     for shard, sample in ((shard, i) for shard, count in enumerate(dataset.reader.counts) for i in range(count)):
         try:
             members = stages.timed("read", dataset.reader.read, shard, sample)
             captions = stages.timed("captions", decode_captions, members, default_language="und")
-            if isinstance(dataset, ImageTextDataset):
+            if isinstance(decoder, ImageTextDecoder):
                 image = stages.timed("decode", decode_image, members)
-                stages.timed("resize", dataset.image_transform, image)
+                stages.timed("resize", decoder.image_transform, image)
         except (BadSample, OSError):
             continue
         stages.samples += 1
         stages.bytes += sum(map(len, members.values()))
         first = [found[0] for found in captions.values()]
         # A pair is tokenized for the student, and its English for the teacher too.
-        texts += first[:1] if isinstance(dataset, ImageTextDataset) else [*first[:2], first[0]]
+        texts += first[:1] if isinstance(decoder, ImageTextDecoder) else [*first[:2], first[0]]
         if stages.samples % BATCH == 0:
             stages.texts += len(texts)
-            stages.timed("tokenize", _tokenizer(dataset).pack, texts, dataset.max_length)
+            stages.timed("tokenize", _tokenizer(decoder).pack, texts, decoder.max_length)
             texts = []
             if time.perf_counter() > end:
                 break
@@ -102,11 +103,11 @@ def measure_stages(dataset: Measured, seconds: float) -> Stages:
     return stages
 
 
-def _tokenizer(dataset: Measured) -> Packer:
-    return dataset.tokenizer if isinstance(dataset, ImageTextDataset) else dataset.student_tokenizer
+def _tokenizer(decoder: ImageTextDecoder | TextPairDecoder) -> Packer:
+    return decoder.tokenizer if isinstance(decoder, ImageTextDecoder) else decoder.student_tokenizer
 
 
-def measure_loader(dataset: Measured, workers: int, seconds: float) -> LoaderRate:
+def measure_loader(dataset: PairDataset[Any], workers: int, seconds: float) -> LoaderRate:
     """Batches of the training loader with ``workers`` processes, for ``seconds`` after the first batch."""
     sampler = PlannedBatchSampler(
         plan=dataset.plan, global_batch_size=min(BATCH, len(dataset)), rank=0, world_size=1, epoch_samples=None

@@ -12,7 +12,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -57,10 +57,30 @@ def state_of(url: RemoteUrl, patience: Patience) -> ShardState:
         info = remote.call(remote.filesystem.info, remote.path)
         if info.get("type") == "directory":
             raise IsADirectoryError("it is a directory: add /*.tar to name the shards in it")
-        etag = next((str(info[name]).strip('"') for name in ETAGS if info.get(name)), None)
-        return ShardState(info.get("size"), etag=etag)
+        return _state(info)
 
     return _patiently(url, patience, attempt)
+
+
+def _state(info: Mapping[str, Any]) -> ShardState:
+    etag = next((str(info[name]).strip('"') for name in ETAGS if info.get(name)), None)
+    return ShardState(info.get("size"), etag=etag)
+
+
+def listed_states(urls: Sequence[RemoteUrl], patience: Patience) -> dict[RemoteUrl, ShardState]:
+    """States of files of one directory, by one listing of it; of none where it cannot be listed or says too little."""
+    try:
+        remote = _Remote(urls[0], patience.total, lambda: None)
+        remote.filesystem.invalidate_cache()
+        listing = remote.call(remote.filesystem.ls, remote.path.rpartition("/")[0], detail=True)
+    except Exception:  # every file system raises errors of its own; asked for one by one, the files tell what it is
+        return {}
+    infos = {str(info["name"]).rpartition("/")[2]: info for info in listing if info.get("type") == "file"}
+    found = {url: infos[name] for url in urls if (name := url.url.rpartition("/")[2]) in infos}
+    states = {url: _state(info) for url, info in found.items()}
+    # Some file systems list other hashes or times than they give for one file, by which copies are told apart.
+    trusted = all(state_of(url, patience) == state for url, state in list(states.items())[:1])
+    return states if trusted else {}
 
 
 def list_urls(pattern: RemoteUrl, patience: Patience | None = None) -> list[RemoteUrl]:

@@ -14,12 +14,13 @@ from rich.progress import track
 
 from altclip_train.data.cache import ShardCache
 from altclip_train.data.index import ShardIndex, ShardState, parse_header, saved_header
-from altclip_train.data.remote import read_first_line, state_of
+from altclip_train.data.remote import READ_ONLY, listed_states, read_first_line, state_of
 from altclip_train.data.urls import INDEX_SUFFIX, RemoteUrl
 
 logger = logging.getLogger(__name__)
 
 THREADS = 16
+LISTED_FROM = 16  # shards in one directory from which on a listing is less than a call for each
 _one_at_a_time = threading.Lock()
 
 
@@ -29,7 +30,8 @@ def remote_headers(urls: Sequence[RemoteUrl], cache: ShardCache) -> list[tuple[S
         return []
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            known = list(pool.map(lambda url: known_header(url, cache), urls))
+            states = _states(urls, cache, pool)
+            known = list(pool.map(lambda url: known_header(url, cache, states.get(url)), urls))
             missing = [(number, urls[number]) for number, (_, header) in enumerate(known) if header is None]
             if missing:
                 logger.warning(
@@ -54,9 +56,22 @@ def remote_headers(urls: Sequence[RemoteUrl], cache: ShardCache) -> list[tuple[S
     return [(state, header or headers[number]) for number, (state, header) in enumerate(known)]
 
 
-def known_header(url: RemoteUrl, cache: ShardCache) -> tuple[ShardState, dict[str, Any] | None]:
-    """State of a remote shard, and the header of its index in the cache or beside it; None if there is neither."""
-    state = state_of(url, cache.patience)
+def _states(urls: Sequence[RemoteUrl], cache: ShardCache, pool: ThreadPoolExecutor) -> dict[RemoteUrl, ShardState]:
+    """States of remote shards that lie together in directories that can be listed."""
+    directories: dict[str, list[RemoteUrl]] = {}
+    for url in urls:
+        if url.scheme not in READ_ONLY and "?" not in url.url:
+            directories.setdefault(url.url.rpartition("/")[0], []).append(url)
+    worth_it = [together for together in directories.values() if len(together) >= LISTED_FROM]
+    listings = pool.map(lambda together: listed_states(together, cache.patience), worth_it)
+    return {url: state for listing in listings for url, state in listing.items()}
+
+
+def known_header(
+    url: RemoteUrl, cache: ShardCache, state: ShardState | None = None
+) -> tuple[ShardState, dict[str, Any] | None]:
+    """State of a remote shard, asked for unless it is given, and the header of its index in the cache or beside it."""
+    state = state or state_of(url, cache.patience)
     header = saved_header(cache.index_path(url, state), state)
     return state, header if header is not None else sidecar_header(url, state, cache)
 

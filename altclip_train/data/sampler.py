@@ -28,11 +28,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         world_size: int,
         epoch_samples: int | None = None,
     ) -> None:
-        if not 0 <= rank < world_size <= global_batch_size:
-            raise ValueError(
-                f"rank {rank} of world_size {world_size} with data.global_batch_size={global_batch_size}: "
-                "each rank needs at least one sample of every batch"
-            )
+        self.first, self.last = own_places(global_batch_size, rank, world_size)
         samples = plan.epoch_samples if epoch_samples is None else epoch_samples
         self.batches = samples // global_batch_size
         if self.batches < 1:
@@ -41,8 +37,6 @@ class PlannedBatchSampler(Sampler[list[int]]):
                 f"lower data.global_batch_size to at most {samples} or raise data.epoch_samples"
             )
         self.global_batch_size = global_batch_size
-        self.first = global_batch_size * rank // world_size
-        self.last = global_batch_size * (rank + 1) // world_size
         self.begin = 0
 
     def seek(self, position: int) -> None:
@@ -59,6 +53,16 @@ class PlannedBatchSampler(Sampler[list[int]]):
         for batch in range(self.begin, end):
             start = batch * self.global_batch_size
             yield list(range(start + self.first, start + self.last))
+
+
+def own_places(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First place of a rank in every global batch, and the one after its last. Raises ValueError if it has none."""
+    if not 0 <= rank < world_size <= global_batch_size:
+        raise ValueError(
+            f"rank {rank} of world_size {world_size} with data.global_batch_size={global_batch_size}: "
+            "each rank needs at least one sample of every batch"
+        )
+    return global_batch_size * rank // world_size, global_batch_size * (rank + 1) // world_size
 
 
 def already_a_batch(batch: Any) -> Any:

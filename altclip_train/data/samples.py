@@ -9,7 +9,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from PIL import Image
@@ -68,7 +68,7 @@ def is_image_text_field(field: str) -> bool:
     return is_image_field(field) or is_caption_field(field)
 
 
-def decode_captions(fields: dict[str, bytes], *, default_language: str | None) -> dict[str, list[str]]:
+def decode_captions(fields: Mapping[str, bytes], *, default_language: str | None) -> dict[str, list[str]]:
     """Captions by language, from ``<lang>.txt`` and ``txt`` (one per line), else from ``json``.
 
     A ``txt`` is in ``default_language``. Beside texts a json is a crawler's metadata and not read; of one
@@ -162,7 +162,7 @@ def _json_object(data: bytes) -> dict[str, object]:
 
 
 def decode_image(
-    fields: dict[str, bytes],
+    fields: Mapping[str, bytes],
     max_pixels: int = MAX_PIXELS,
     draft: Callable[[int, int], tuple[int, int]] | None = None,
 ) -> Image.Image:

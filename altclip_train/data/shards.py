@@ -14,11 +14,8 @@ from altclip_train.data.cache import ShardCache
 from altclip_train.data.index import ShardIndex, ShardState, index_path, saved_header
 from altclip_train.data.prefetch import Prefetcher
 from altclip_train.data.remote_index import remote_headers
-from altclip_train.data.scan import Member
-from altclip_train.data.urls import RemoteUrl, Shard, expand_urls
+from altclip_train.data.urls import RemoteUrl, Shard
 from altclip_train.errors import Unreachable
-
-__all__ = ["Member", "RemoteUrl", "Shard", "ShardCache", "ShardIndex", "ShardReader", "expand_urls", "index_path"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +58,7 @@ class ShardReader:
         headers = self._headers()
         self._prefetcher = Prefetcher(self._cache)
         self.counts: list[int] = [header["samples"] for header in headers]
-        self._digests: list[str] = [header["sha256"] for header in headers]
+        self.digests: list[str] = [header["sha256"] for header in headers]
         self.problems: list[str] = [
             f"{path}: {problem}"
             for path, header in zip(self.shards, headers, strict=True)
@@ -69,7 +66,7 @@ class ShardReader:
         ]
         for problem in self.problems:
             logger.warning("%s", problem)
-        self.fingerprint = hashlib.sha256("".join(self._digests).encode()).hexdigest()
+        self.fingerprint = hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
     def _headers(self) -> list[dict[str, Any]]:
         remote = {number: shard for number, shard in enumerate(self.shards) if isinstance(shard, RemoteUrl)}
@@ -126,7 +123,7 @@ class ShardReader:
             return opened
         path = self.shards[shard]
         opened = self._open_remote(shard, path) if isinstance(path, RemoteUrl) else self._open_local(shard)
-        if opened.index.sha256 != self._digests[shard]:
+        if opened.index.sha256 != self.digests[shard]:
             os.close(opened.descriptor)
             raise ValueError(f"{path} has changed since this run began: resume the run or start it anew")
         self._open[shard] = opened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -57,6 +58,17 @@ class Source:
     @property
     def default_language(self) -> str | None:
         return self.languages[0] if self.languages is not None and len(self.languages) == 1 else None
+
+
+def weights_of(sources: Sequence[Source], *, default: Sequence[float]) -> list[float]:
+    """The weight of each source, or ``default`` where none has one. Raises ValueError for others than positive ones."""
+    weights = [source.weight for source in sources if source.weight is not None]
+    if weights and len(weights) < len(sources):
+        missing = next(source for source in sources if source.weight is None)
+        raise ValueError(f"source {missing.label!r} has no weight but others have: give one to all or to none")
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"weights {weights} of the data sources: each must be a finite number above 0")
+    return weights or list(default)
 
 
 def language_code(code: str) -> str:

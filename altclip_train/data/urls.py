@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from braceexpand import braceexpand
 
 INDEX_SUFFIX = ".idx"
+BESIDE_SHARDS = (INDEX_SUFFIX, ".safetensors")  # what lies beside shards: indexes and embeddings
 REMOTE = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 # Scheme, user and password, place, then a query or fragment, which may be a signature.
 _URL_IN_TEXT = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s/'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
@@ -83,7 +84,10 @@ def local_paths(urls: str | Path | Sequence[str | Path]) -> list[Path]:
 
 def _expand_url(url: str) -> list[Shard]:
     if url.startswith("pipe:"):
-        raise ValueError(f"{url!r}: 'pipe:' urls run a shell command and are refused; give the path of a tar file")
+        raise ValueError(
+            f"{without_secrets(url)!r}: 'pipe:' urls run a shell command and are refused; give the path of a tar file, "
+            "or train with data.mode=streaming and data.allow_pipe=true if you trust it"
+        )
     url = url.removeprefix("file://")
     if os.path.isfile(url):
         return [Path(url)]
@@ -106,7 +110,7 @@ def _expands_to_remote(url: str) -> bool:
 def _list_remote(pattern: str) -> list[RemoteUrl]:
     from altclip_train.data.remote import list_urls  # it imports this module
 
-    found = [url for url in list_urls(RemoteUrl(pattern)) if not url.name.endswith(INDEX_SUFFIX)]
+    found = [url for url in list_urls(RemoteUrl(pattern)) if not url.name.endswith(BESIDE_SHARDS)]
     if not found:
         raise FileNotFoundError(
             f"no shard matches {without_secrets(pattern)!r}; if that place cannot be listed, "
@@ -121,7 +125,7 @@ def _expand_local(url: str) -> list[Shard]:
         if os.path.isdir(pattern):
             pattern = os.path.join(glob.escape(pattern), "*.tar")
         matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
-        found = [name for name in matches if os.path.isfile(name) and not name.endswith(INDEX_SUFFIX)]
+        found = [name for name in matches if os.path.isfile(name) and not name.endswith(BESIDE_SHARDS)]
         if not found:
             raise FileNotFoundError(f"no shard matches {pattern!r} (from {url!r}): {_surroundings(pattern)}")
         paths += [Path(name) for name in found]

@@ -22,7 +22,8 @@ from altclip_train.data.samples import (
     is_caption_field,
     is_image_field,
 )
-from altclip_train.data.shards import Shard, ShardReader, expand_urls
+from altclip_train.data.shards import ShardReader
+from altclip_train.data.urls import Shard, expand_urls
 from altclip_train.errors import Unreachable
 from altclip_train.processing.images import to_rgb
 

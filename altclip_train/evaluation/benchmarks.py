@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from altclip_train.data.index import ShardIndex
 from altclip_train.data.samples import (
     IMAGE_FIELDS,
     BadSample,
@@ -29,7 +30,7 @@ from altclip_train.data.samples import (
     is_caption_field,
     normalize_language,
 )
-from altclip_train.data.shards import ShardIndex, ShardReader
+from altclip_train.data.shards import ShardReader
 from altclip_train.evaluation.results import BenchmarkResult
 from altclip_train.evaluation.retrieval import retrieval_chance, retrieval_metrics
 from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chance, zero_shot_metrics

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
 from altclip_train.stages.frozen import (
     drop_from_checkpoint,
+    frozen_vectors,
     keep_in_eval_mode,
     restore_in_checkpoint,
 )
+from altclip_train.stages.micro_batches import check_micro_batch, encode_in_micro_batches
 from altclip_train.stages.tokenizer import TokenizerGuard
-from altclip_train.types import ImageTextBatch
+from altclip_train.types import ImageTextBatch, PackedTokens
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP (arXiv:2103.00020), section 2.5: the scale is clipped at 100
 
@@ -43,6 +46,8 @@ class ContrastiveLearning(L.LightningModule):
         positives: "pairs" takes each pair as the only positive of its row; "captions" also takes pairs whose
             caption is the same.
         dropout: of what trains, whatever the configuration of the model says.
+        micro_batch: texts or pictures whose graph is held at a time, by each process; the loss stays that of the whole
+            batch, and everything that trains is computed twice. None: all at once.
         optimizer: takes parameter groups. schedule: takes the optimizer and ``total_steps``.
     """
 
@@ -53,6 +58,7 @@ class ContrastiveLearning(L.LightningModule):
         locked: Sequence[str],
         positives: str,
         dropout: float,
+        micro_batch: int | None,
         optimizer: Callable[..., Optimizer],
         schedule: Schedule,
         weight_decay: float,
@@ -66,6 +72,7 @@ class ContrastiveLearning(L.LightningModule):
         self.model = model
         self.locked = list(locked)
         self.positives = positives
+        self.micro_batch = check_micro_batch(micro_batch)
         self.tokenizer_guard = TokenizerGuard(model.tokenizer_sha256, "the weights that this run starts from")
         self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
         for name in self.locked:
@@ -78,8 +85,8 @@ class ContrastiveLearning(L.LightningModule):
         return {"vision_model", "visual_projection"} <= set(self.locked)
 
     def training_step(self, batch: ImageTextBatch) -> Tensor:
-        image_features = F.normalize(self.encode_image(batch.pixel_values).float(), dim=-1)  # (B, D)
-        text_features = F.normalize(self.model.encode_text(batch.text).float(), dim=-1)  # (B, D)
+        image_features = F.normalize(self.encode_image(batch).float(), dim=-1)  # (B, D)
+        text_features = F.normalize(self.encode_text(batch.text).float(), dim=-1)  # (B, D)
         ids = batch.caption_ids if self.positives == "captions" else None
         loss = contrastive_loss(image_features, text_features, self.model.logit_scale, ids=ids)
         self.log("train/loss", loss, prog_bar=True)
@@ -87,10 +94,17 @@ class ContrastiveLearning(L.LightningModule):
         self.log("train/duplicate_captions", duplicate_share(batch.caption_ids))
         return loss
 
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """Projected image features, (B, 3, R, R) -> (B, D); without graph where the tower is locked."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.image_tower_locked):
-            return self.model.encode_image(pixel_values)
+    def encode_image(self, batch: ImageTextBatch) -> Tensor:
+        """Projected image features (B, D); of a locked tower without graph, and from the cache where it has them."""
+        encode = partial(encode_in_micro_batches, self.model.encode_image, size=self.micro_batch)
+        if not self.image_tower_locked:
+            assert batch.pixel_values is not None, "what trains has no cache"
+            return encode(batch.pixel_values)
+        return frozen_vectors(encode, batch.pixel_values, batch.cached, self._keep)
+
+    def encode_text(self, tokens: PackedTokens) -> Tensor:
+        """Projected text features of B texts, (B, D)."""
+        return encode_in_micro_batches(self.model.encode_text, tokens, self.micro_batch)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         super().optimizer_step(*arguments, **options)
@@ -106,6 +120,12 @@ class ContrastiveLearning(L.LightningModule):
             weight_decay=self.weight_decay,
             total_steps=int(self.trainer.estimated_stepping_batches),
         )
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        # Here, before Lightning moves the weights or changes their type: a fingerprint is of the original ones.
+        data: ImageTextData = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.image_tower_locked:
+            data.cache_vectors_of(self.model)
 
     def on_fit_start(self) -> None:
         data: ImageTextData = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -124,6 +144,10 @@ class ContrastiveLearning(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         restore_in_checkpoint(checkpoint, self, self._locked_prefixes())
         self.tokenizer_guard.load(checkpoint)
+
+    def _keep(self, rows: Sequence[tuple[int, int]], vectors: Tensor) -> Tensor:
+        data: ImageTextData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.keep(rows, vectors)
 
     @property
     def processor(self) -> AltCLIPProcessor:

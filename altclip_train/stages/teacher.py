@@ -5,7 +5,8 @@ Reference: AltCLIP (arXiv:2211.06679), teacher learning stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
 from altclip_train.stages.frozen import (
     drop_from_checkpoint,
+    frozen_vectors,
     keep_in_eval_mode,
     restore_in_checkpoint,
 )
+from altclip_train.stages.micro_batches import check_micro_batch, encode_in_micro_batches
 from altclip_train.stages.tokenizer import TokenizerGuard
 from altclip_train.types import TextPairBatch
 
@@ -42,6 +45,8 @@ class TeacherLearning(L.LightningModule):
         clip: directory of the CLIP whose text tower teaches and whose image tower the result keeps.
         student: directory of an XLM-R (or AltCLIP) to start from; None starts from random weights.
         text: fields of the student's configuration, used where ``student`` gives none.
+        micro_batch: texts whose graph is held at a time, by each process; the gradient stays that of the whole batch,
+            and the student is computed twice. None: all at once.
         optimizer: takes parameter groups. schedule: takes the optimizer and ``total_steps``.
     """
 
@@ -53,6 +58,7 @@ class TeacherLearning(L.LightningModule):
         clip: str,
         student: str | None,
         text: Mapping[str, Any],
+        micro_batch: int | None,
         optimizer: Callable[..., Optimizer],
         schedule: Schedule,
         weight_decay: float,
@@ -61,6 +67,7 @@ class TeacherLearning(L.LightningModule):
         self.clip = Path(clip)
         self.teacher: CLIPTextModel = load_clip_text(clip)
         self.student = build_text_student(student=student, project_dim=self.teacher.config.hidden_size, **dict(text))
+        self.micro_batch = check_micro_batch(micro_batch)
         self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
         self.teacher.requires_grad_(False)
         # In a tuple, so that the image tower does not become part of this module and of its checkpoints.
@@ -68,15 +75,20 @@ class TeacherLearning(L.LightningModule):
         self.tokenizer_guard = TokenizerGuard()
 
     def training_step(self, batch: TextPairBatch) -> Tensor:
-        target = self.teacher.encode_packed(batch.teacher)  # (B, W)
-        student = self.student.encode_packed(batch.student)  # (2B, W)
+        target = self.teach(batch)  # (B, W)
+        student = encode_in_micro_batches(self.student.encode_packed, batch.student, self.micro_batch)  # (2B, W)
         # Both the drawn language and English learn the teacher's vector of the entry's English, 1:1.
         loss = distillation_loss(student, target.repeat(2, 1))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    def teach(self, batch: TextPairBatch) -> Tensor:
+        """The teacher's vectors of the B English texts, (B, W), from the cache where it has them."""
+        encode = partial(encode_in_micro_batches, self.teacher.encode_packed, size=self.micro_batch)
+        return frozen_vectors(encode, batch.teacher, batch.cached, self._keep)
+
     def validation_step(self, batch: TextPairBatch) -> None:
-        target = self.teacher.encode_packed(batch.teacher)  # (B, W)
+        target = self.teach(batch)  # (B, W)
         other, english = self.student.encode_packed(batch.student).chunk(2)  # (B, W) each
         for name, student in (("other", other), ("english", english)):
             cosine = F.cosine_similarity(student.float(), target.float())  # (B,)
@@ -92,6 +104,11 @@ class TeacherLearning(L.LightningModule):
             weight_decay=self.weight_decay,
             total_steps=int(self.trainer.estimated_stepping_batches),
         )
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        # Here, before Lightning moves the weights or changes their type: a fingerprint is of the original ones.
+        data: TextPairData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.cache_vectors_of(self.teacher)
 
     def on_fit_start(self) -> None:
         data: TextPairData = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -110,6 +127,10 @@ class TeacherLearning(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         restore_in_checkpoint(checkpoint, self, ["teacher."])
         self.tokenizer_guard.load(checkpoint)
+
+    def _keep(self, rows: Sequence[tuple[int, int]], vectors: Tensor) -> Tensor:
+        data: TextPairData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.keep(rows, vectors)
 
     @property
     def processor(self) -> AltCLIPProcessor:

@@ -45,7 +45,8 @@ class SkipCounter:
 
     def check(self) -> None:
         """Raise ValueError with all reasons when too many are skipped."""
-        expected = self.max_fraction * self.drawn
+        # What a stream leaves out it does not replace, so that it may be more than was drawn.
+        expected = self.max_fraction * max(self.drawn, self.skipped)
         if self.drawn >= 20 and self.skipped > expected + 3 * math.sqrt(expected * (1 - self.max_fraction)):
             lines = [f"  {reason}: {count}, such as {self.examples[reason]}" for reason, count in self.counts()]
             head = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from altclip_train.data.dataset import ENGLISH
+from altclip_train.data.decoders import ENGLISH
 from altclip_train.data.starter import LANGUAGES
 from altclip_train.model_card import RunFacts, Scores
 from altclip_train.training import runs

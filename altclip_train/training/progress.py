@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from altclip_train.data.datamodule import PlannedLoader
+from altclip_train.data.datamodule import TrainLoader
 from altclip_train.types import ImageTextBatch, TextPairBatch
 
 
@@ -43,7 +43,7 @@ class Throughput(L.Callback):
         self._samples += len(batch.keys)
         self._tokens += real_tokens(batch)
         if trainer.global_step % self.every_n_steps == 0:
-            now, waited = time.perf_counter(), cast(PlannedLoader, trainer.train_dataloader).seconds_waited
+            now, waited = time.perf_counter(), cast(TrainLoader, trainer.train_dataloader).seconds_waited
             seconds = now - self._since
             pl_module.log_dict(
                 {

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from altclip_train.data.dataset import ImageTextDataset
+from altclip_train.data.dataset import PairDataset
+from altclip_train.data.decoders import ImageTextDecoder
 from altclip_train.processing.images import to_rgb
 from altclip_train.types import PackedTokens
 
@@ -89,13 +90,8 @@ def size_and_colour(image: Image.Image) -> torch.Tensor:
 def read(case: Case, directory: Path) -> Outcome:
     """Visit every planned sample of a case once, as training does."""
     try:
-        dataset = ImageTextDataset(
-            sources=[case.make(directory)],
-            plan_seed=0,
-            tokenizer=Bytes(),
-            image_transform=size_and_colour,
-            max_length=77,
-        )
+        decoder = ImageTextDecoder(tokenizer=Bytes(), image_transform=size_and_colour, max_length=77)
+        dataset = PairDataset(sources=[case.make(directory)], plan_seed=0, decoder=decoder)
         delivered: Counter[str] = Counter()
         skipped: Counter[str] = Counter()
         seen = None

@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader
 
 from altclip_train.data import remote
 from altclip_train.data.cache import ShardCache
-from altclip_train.data.dataset import TextPairDataset
+from altclip_train.data.dataset import PairDataset
+from altclip_train.data.decoders import TextPairDecoder
 from altclip_train.data.index import ShardIndex, index_path
 from altclip_train.data.indexing import IndexJob, index_sources
 from altclip_train.data.remote import Patience, state_of
-from altclip_train.data.shards import ShardReader, expand_urls
-from altclip_train.data.urls import RemoteUrl
+from altclip_train.data.shards import ShardReader
+from altclip_train.data.urls import RemoteUrl, expand_urls
 from altclip_train.errors import Unreachable
 from altclip_train.types import PackedTokens
 from tests.servers import proxy_to, serve
@@ -273,12 +274,10 @@ def pairs(directory, names):
 def test_loader_processes_share_copies_and_fetch_ahead(tmp_path, workers):
     with serve(**pairs(tmp_path, [f"{n}.tar" for n in range(4)])) as files:
         cache = ShardCache(tmp_path / "cache", 10**9, patience=PATIENCE)
-        dataset = TextPairDataset(
+        dataset = PairDataset(
             sources=[files.url + "/{0..3}.tar"],
             plan_seed=0,
-            student_tokenizer=Bytes(),
-            teacher_tokenizer=Bytes(),
-            max_length=9,
+            decoder=TextPairDecoder(student_tokenizer=Bytes(), teacher_tokenizer=Bytes(), max_length=9),
             cache=cache,
         )
         assert len(dataset) == 200

@@ -68,7 +68,7 @@ def test_text_tower_overfits_eight_pairs_behind_a_locked_image_tower(
     )
     batch = run.trainer.datamodule.train_set.__getitems__(list(range(BATCH)))
     with torch.no_grad():
-        images, texts = run.stage.encode_image(batch.pixel_values), run.stage.model.encode_text(batch.text)
+        images, texts = run.stage.encode_image(batch), run.stage.model.encode_text(batch.text)
     similarity = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T  # (B, B)
     assert similarity.argmax(0).tolist() == similarity.argmax(1).tolist() == list(range(BATCH))
     assert run.metrics("train/loss")[149] < 0.5 < math.log(BATCH)

@@ -33,9 +33,9 @@ def made_up(tmp_path, monkeypatch):
         "image\tcaption",
         "0000.jpg\t一只猫",
         "0001.jpg\t两只狗",
-        "0001.jpg\t两只狗",
         "0002.jpg\tno Chinese",
         "0003.jpg\t鸟",
+        "0001.jpg\t两只狗",
     ]
     Path("captions.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     Path("pairs.tsv").write_text("a cat\t一只猫\ntwo dogs\t两只狗\na bird that sings\t鸟\n", encoding="utf-8")

@@ -150,16 +150,24 @@ def test_augmentation_changes_pictures_and_repeats_them_exactly(workspace: Works
 
 
 def test_draft_is_the_transform_s_own_size(workspace: Workspace):
-    assert image_text(workspace).train_set.draft is None
-    draft = image_text(workspace, "data.draft_jpeg=true").train_set.draft
+    assert image_text(workspace).train_set.decoder.draft is None
+    draft = image_text(workspace, "data.draft_jpeg=true").train_set.decoder.draft
     assert draft(640, 480) == (IMAGE_SIZE * 640 // 480, IMAGE_SIZE)
 
 
 def test_weights_of_languages_that_are_not_drawn_are_refused(workspace: Workspace):
-    weights = image_text(workspace, "data.language_weights={cn: 2.0}").train_set.language_weights
+    weights = image_text(workspace, "data.language_weights={cn: 2.0}").train_set.decoder.language_weights
     assert weights == {"zh": 2.0}
     with pytest.raises(ValueError, match=r"names ja, which languages=\['en', 'zh'\] lacks"):
         image_text(workspace, "data.language_weights={ja: 2.0}")
+
+
+def test_streaming_gives_batches_of_the_same_kind(workspace: Workspace):
+    streamed = next(iter(image_text(workspace, "data.mode=streaming").train_dataloader()))
+    planned = next(iter(image_text(workspace).train_dataloader()))
+    assert type(streamed) is type(planned)
+    assert streamed.pixel_values.shape == planned.pixel_values.shape
+    assert len(streamed.keys) == BATCH
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1])
@@ -187,3 +195,26 @@ def test_own_texts_without_a_student_need_a_tokenizer(workspace: Workspace):
 def test_batch_below_one_is_refused(workspace: Workspace):
     with pytest.raises(InstantiationException, match=r"data\.global_batch_size=0: expected at least 1"):
         workspace.data("stage=teacher", "data.global_batch_size=0")
+
+
+def test_tokenizers_of_trained_models_cut_where_training_did(workspace):
+    for stage in ("teacher", "contrastive"):
+        data = workspace.data(f"stage={stage}", "data.max_length=40", f"start={workspace.clip}")
+        assert data.tokenizer.model_max_length == 40
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.embeddings=write", r"data\.embeddings='write': expected read, fill or null"),
+        ("data.embeddings_dtype=int8", r"data\.embeddings_dtype='int8': expected float16 or float32"),
+    ],
+)
+def test_unknown_settings_of_the_cache_are_refused(workspace, override, message):
+    with pytest.raises(Exception, match=message):
+        workspace.data("stage=teacher", override)
+
+
+def test_a_stream_fills_no_cache(workspace):
+    with pytest.raises(Exception, match=r"data\.embeddings=fill needs data\.mode=indexed"):
+        workspace.data("stage=teacher", "data.embeddings=fill", "data.mode=streaming")

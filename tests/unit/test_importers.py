@@ -1,6 +1,7 @@
 """Imports: every format to samples, exact over restarts and parts, with every lost record accounted for."""
 
 import base64
+import gzip
 import io
 import json
 import random
@@ -88,6 +89,28 @@ class TestTables:
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         with pytest.raises(ModuleNotFoundError, match=r"altclip_train\[data\]"):
             import_parallel(tmp_path, "a.parquet", "")
+
+    def test_compressed_tables_give_the_same_bytes(self, tmp_path):
+        content = "en\tzh\n" + "".join(f"text {n}\t文 {n}\n" for n in range(50))
+        _, plain = import_parallel(tmp_path, "a.tsv", content, samples_per_shard=7)
+        (tmp_path / "b.TSV.gz").write_bytes(gzip.compress(content.encode()))
+        options = {"texts": {"en": "en", "zh": "zh"}, "samples_per_shard": 7, "inputs": [tmp_path / "b.TSV.gz"]}
+        run_import(ImportJob(kind="parallel", output=tmp_path / "again", **options), processes=2)
+        assert texts(tmp_path / "again") == plain
+        (tmp_path / "b.TSV.gz").write_bytes(gzip.compress(content.encode())[:-20])
+        with pytest.raises(ValueError, match=r"b\.TSV\.gz is damaged: .* should be gzip"):
+            run_import(ImportJob(kind="parallel", output=tmp_path / "third", **options))
+
+    def test_other_compression_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"a\.tsv\.xz: of compressed tables only \.gz"):
+            import_parallel(tmp_path, "a.tsv.xz", "")
+
+    def test_compressed_moses_files(self, tmp_path):
+        (tmp_path / "a.en.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
+        (tmp_path / "a.zh").write_text("一\n二\n")
+        inputs = [tmp_path / "a.en.gz", tmp_path / "a.zh"]
+        run_import(ImportJob(kind="moses", inputs=inputs, output=tmp_path / "out"))
+        assert texts(tmp_path / "out") == [{"en": "one", "zh": "一"}, {"en": "two", "zh": "二"}]
 
     def test_moses_files(self, tmp_path):
         for name, lines in {"a.en": "one\n\nthree\n", "a.cn": "一\n二\n三\n", "b.zh": "四", "b.en": "four"}.items():
@@ -290,21 +313,53 @@ class TestPictures:
         assert report["left_out"] == {"evaluation_picture": 1}
         assert list(found) == ["000000001"]
 
-    def test_a_duplicate_has_the_same_picture_and_the_same_captions(self, folder):
-        rows = ["red.png\t红", "red.png\t红色", "red.png\t红"]
+    def test_rows_that_follow_each_other_with_one_picture_are_one_sample(self, folder):
+        rows = ["red.png\t红", "red.png\t红色", "more/blue.dat\t蓝", "red.png\t又红", "red.png\t又红"]
+        report, found = self.run(folder, rows, samples_per_shard=1)
+        captions = [json.loads(members["json"]) for _, members in sorted(found.items())]
+        assert captions == [{"zh": ["红", "红色"]}, {"zh": "蓝"}, {"zh": ["又红", "又红"]}]
+        assert (report["records"], report["shards"], report["written"], report["texts"]) == (3, 3, 3, 5)
+
+    def test_repeated_captions_of_one_picture_are_duplicates(self, folder):
+        rows = ["red.png\t红", "red.png\t红", "red.png\t红色"]
         report, found = self.run(folder, rows, filters=Filters(drop_duplicates=True))
-        assert list(found) == ["000000000", "000000001"]
+        assert json.loads(found["000000000"]["json"]) == {"zh": ["红", "红色"]}
+        assert report["texts_left_out"] == {"duplicate": 1}
+
+    def test_unreadable_row_among_rows_of_one_picture_is_named(self, folder):
+        report, found = self.run(folder, ["red.png\t红", "red.png", "red.png\t红色"], skip_errors=True)
+        assert (report["records"], report["errors"], len(found)) == (3, {"columns": 1}, 2)
+        assert "captions.tsv:3: 1 columns" in report["examples"]["columns"]
+
+    @pytest.mark.parametrize("encoded", [False, True])
+    def test_rows_of_parquet_with_one_name_are_one_sample(self, folder, encoded):
+        arrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        rows = [{"image": name, "zh": f"文 {n}"} for n, name in enumerate(["red.png"] * 3 + ["more/blue.dat"] * 2)]
+        table = arrow.Table.from_pylist(rows)
+        if encoded:
+            table = table.set_column(0, "image", table["image"].dictionary_encode())
+        parquet.write_table(table, folder / "a.parquet", row_group_size=2)
+        options = {"texts": {"zh": "zh"}, "pictures": folder / "pictures", "samples_per_shard": 1}
+        run_import(ImportJob(kind="image-text", inputs=[folder / "a.parquet"], output=folder / "out", **options))
+        assert texts(folder / "out") == [{"zh": ["文 0", "文 1", "文 2"]}, {"zh": ["文 3", "文 4"]}]
+
+    def test_a_duplicate_has_the_same_picture_and_the_same_captions(self, folder):
+        rows = ["red.png\t红", "more/blue.dat\t红", "red.png\t红色", "more/blue.dat\t蓝", "red.png\t红"]
+        report, found = self.run(folder, rows, filters=Filters(drop_duplicates=True))
+        assert list(found) == [f"{n:09d}" for n in range(4)]
         assert report["left_out"] == {"duplicate": 1}
 
     def test_pictures_inside_parquet(self, tmp_path):
         arrow = pytest.importorskip("pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
-        rows = [{"image": {"bytes": picture("red"), "path": None}, "zh": ["红", "红色"]}]
+        rows = [{"image": {"bytes": picture("red"), "path": None}, "zh": text} for text in (["红", "红色"], ["红"])]
         parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
         job = ImportJob(kind="image-text", inputs=[tmp_path / "a.parquet"], output=tmp_path / "out", texts={"zh": "zh"})
         run_import(job)
         assert samples(tmp_path / "out")["000000000"]["png"] == picture("red")
-        assert texts(tmp_path / "out") == [{"zh": ["红", "红色"]}]
+        # Only rows that name their picture are taken together.
+        assert texts(tmp_path / "out") == [{"zh": ["红", "红色"]}, {"zh": "红"}]
 
 
 class TestAnnotations:

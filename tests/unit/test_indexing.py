@@ -9,7 +9,8 @@ import pytest
 from altclip_train.cli import main
 from altclip_train.data.index import ShardState, index_path, saved_header
 from altclip_train.data.parts import part_of_work
-from altclip_train.data.shards import ShardReader, expand_urls
+from altclip_train.data.shards import ShardReader
+from altclip_train.data.urls import expand_urls
 from tests.servers import serve
 from tests.unit.test_remote import cache_in, shard
 

@@ -7,17 +7,20 @@ import pickle
 import tarfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from altclip_train.data import remote
 from altclip_train.data.cache import ShardCache
 from altclip_train.data.index import ShardIndex, index_path
+from altclip_train.data.indexing import IndexJob, index_sources
 from altclip_train.data.remote import Patience, state_of
-from altclip_train.data.shards import ShardReader, expand_urls
-from altclip_train.data.urls import RemoteUrl, without_secrets
+from altclip_train.data.shards import ShardReader
+from altclip_train.data.urls import RemoteUrl, expand_urls, without_secrets
 from altclip_train.errors import Unreachable
 from tests.servers import serve
 
@@ -403,3 +406,66 @@ def test_saved_header_of_a_remote_index_names_no_place(tmp_path, memory):
     assert header["samples"] == 1
     assert header["shard_size"] == SIZE
     assert "memory" not in json.dumps(header)
+
+
+@pytest.fixture
+def counted(tmp_path, memory, monkeypatch):
+    """Forty shards in one directory, with indexes, and the calls that are made of their file system."""
+    for n in range(40):
+        memory.pipe_file(f"/d/{n}.tar", shard(str(n)))
+    calls: Counter[str] = Counter()
+    info, ls = MemoryFileSystem.info, MemoryFileSystem.ls
+
+    def counted_info(self, path, **options):
+        calls["info"] += 1
+        return {**info(self, path, **options), "ETag": f'"{path}"'}
+
+    def counted_ls(self, path, detail=True, **options):
+        calls["ls"] += 1
+        return [{**found, "ETag": f'"{found["name"]}"'} for found in ls(self, path, detail=detail, **options)]
+
+    monkeypatch.setattr(MemoryFileSystem, "info", counted_info)
+    monkeypatch.setattr(MemoryFileSystem, "ls", counted_ls)
+    index_sources(["memory://d/*.tar"], IndexJob(cache=cache_in(tmp_path / "indexing")), processes=1)
+    calls.clear()
+    return calls
+
+
+def test_shards_of_one_directory_are_listed_by_one_call(counted, tmp_path, memory):
+    for n in range(3):
+        memory.pipe_file(f"/few/{n}.tar", shard("few"))
+    reader = reader_of(["memory://d/{0..39}.tar", "memory://few/{0..2}.tar"], cache_in(tmp_path))
+    assert (counted["ls"], reader.counts) == (1, [1] * 43)
+    # One to compare the listing with, and three for each of the few, which are fetched since they have no index.
+    assert counted["info"] == 1 + 3 * 3
+    assert reader.read(5, 0) == {"txt": b"5"}  # its copy is known by the state that was listed
+
+
+@pytest.mark.parametrize("fault", ["denied", "other etags"])
+def test_shards_that_cannot_be_listed_are_asked_for_one_by_one(counted, tmp_path, monkeypatch, fault):
+    listed = MemoryFileSystem.ls
+
+    def ls(self, path, detail=True, **options):
+        if fault == "denied":
+            raise PermissionError
+        return [{**info, "ETag": "other"} for info in listed(self, path, detail=detail, **options)]
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    reader = reader_of("memory://d/{0..39}.tar", cache_in(tmp_path))
+    assert 40 <= counted["info"] <= 41
+    assert reader.read(5, 0) == {"txt": b"5"}
+
+
+@pytest.mark.usefixtures("counted")
+def test_shard_that_a_listing_lacks_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file memory://d/40\.tar"):
+        reader_of("memory://d/{0..40}.tar", cache_in(tmp_path))
+
+
+def test_local_shards_need_no_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "0.tar").write_bytes(shard("a"))
+    reader = ShardReader([tmp_path / "0.tar"])
+    assert reader.read(0, 0) == {"txt": b"a"}
+    reader.close()
+    assert not (tmp_path / "cache").exists()

@@ -8,7 +8,9 @@ import tarfile
 
 import pytest
 
-from altclip_train.data.shards import ShardIndex, ShardReader, expand_urls, index_path
+from altclip_train.data.index import ShardIndex, index_path
+from altclip_train.data.shards import ShardReader
+from altclip_train.data.urls import expand_urls
 
 ENTRIES = [("a.jpg", b"picture"), ("a.json", b"{}"), ("d/b.en.txt", b"two"), ("d/b.zh.txt", "二".encode())]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from altclip_train.data.importers.filters import picture_digest
 from altclip_train.data.processes import map_processes
 from altclip_train.data.samples import IMAGE_FIELDS, BadSample, decode_image, is_image_field
-from altclip_train.data.shards import ShardReader, expand_urls
+from altclip_train.data.shards import ShardReader
+from altclip_train.data.urls import expand_urls
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from altclip_train.data.importers.tables import Position, Row
 
@@ -36,6 +37,18 @@ class ParquetTable:
     def positions(self) -> Iterator[Position]:
         for row in range(self._starts[-1]):
             yield Position((row,), row + 1)
+
+    def values(self, column: str) -> Iterator[tuple[Position, Any]]:
+        """The position of each record, and what it has in one column; None where that may be a whole picture."""
+        import pyarrow.parquet as parquet
+
+        with parquet.ParquetFile(self.path) as file:
+            kind = str(file.schema_arrow.field(column).type)
+            if "binary" in kind or "struct" in kind:
+                yield from ((position, None) for position in self.positions())
+                return
+            names = (name for batch in file.iter_batches(columns=[column]) for name in batch.column(0).to_pylist())
+            yield from zip(self.positions(), names, strict=True)
 
     def rows(self, start: Position) -> Iterator[Row]:
         """The records from ``start`` on; only row groups from there on are read."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from altclip_train.data.importers.annotations import caption_records, find_picture
 from altclip_train.data.importers.chinese_clip import PictureTexts, decode_base64, index_texts
+from altclip_train.data.importers.compressed import plain
+from altclip_train.data.importers.grouping import PictureTable
 from altclip_train.data.importers.job import ANNOTATION_KINDS, ImportJob, replacing
 from altclip_train.data.importers.tables import LineTable, Position, Row, Table, open_table
 from altclip_train.data.samples import BadSample, decode_captions, normalize_language
@@ -123,6 +125,8 @@ class Records:
         for language, texts in captions.items():
             for text in texts:
                 wrong = self.job.filters.wrong_with(language, text)
+                if self.job.filters.drop_duplicates and text in kept.get(language, []):
+                    wrong = "duplicate"
                 if wrong is None:
                     kept.setdefault(language, []).append(text)
                 else:
@@ -173,14 +177,14 @@ def prepare(job: ImportJob) -> None:
             index_texts(job.files()[1::2], temporary)
 
 
-def _tables(job: ImportJob) -> list[Table]:
+def _tables(job: ImportJob) -> Sequence[Table]:
     if job.kind in ANNOTATION_KINDS:
         return [LineTable([job.state / "records.jsonl"], "jsonl")]
     if job.kind == "chinese-clip":
         return [LineTable([file], "tsv", ["id", "picture"]) for file in job.files()[::2]]
     if job.kind == "moses":
         return _moses_tables(job)
-    tables = [open_table(file, job.columns) for file in job.files()]
+    tables = [open_table(plain(file, job.state), job.columns) for file in job.files()]
     wanted = [*job.texts.values(), *([job.image] if job.kind == "image-text" else [])]
     for file, table in zip(job.files(), tables, strict=True):
         missing = [column for column in wanted if table.columns is not None and column not in table.columns]
@@ -189,17 +193,20 @@ def _tables(job: ImportJob) -> list[Table]:
                 f"{file} has no column {missing[0]!r}: it has {', '.join(map(repr, table.columns or []))[:300]}. Name "
                 "columns by --text LANGUAGE=COLUMN and --image COLUMN; if there is no header, give --columns A,B,…"
             )
+    if job.kind == "image-text":
+        return [PictureTable(table, job.image, list(job.texts.values())) for table in tables]
     return tables
 
 
-def _moses_tables(job: ImportJob) -> list[Table]:
+def _moses_tables(job: ImportJob) -> Sequence[Table]:
     """Files that differ only in the language at the end of their names, a table for each stem."""
     groups: dict[Path, dict[str, Path]] = {}
     for file in job.files():
-        language = normalize_language(file.suffix[1:])
+        named = file.with_suffix("") if file.suffix.lower() == ".gz" else file
+        language = normalize_language(named.suffix[1:])
         if language is None:
             raise ValueError(f"{file}: expected files whose names end in a language, such as corpus.en and corpus.zh")
-        groups.setdefault(file.with_suffix(""), {})[language] = file
+        groups.setdefault(named.with_suffix(""), {})[language] = plain(file, job.state)
     expected = set(next(iter(groups.values()), {}))
     for stem, group in groups.items():
         if len(group) < 2 or set(group) != expected:

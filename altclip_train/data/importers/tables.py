@@ -41,15 +41,19 @@ class Table(Protocol):
     def rows(self, start: Position) -> Iterator[Row]: ...
 
 
-def open_table(path: Path, columns: Sequence[str] | None) -> Table:
+class ColumnTable(Table, Protocol):
+    def values(self, column: str) -> Iterator[tuple[Position, Any]]: ...
+
+
+def open_table(path: Path, columns: Sequence[str] | None) -> ColumnTable:
     """The table in ``path``, by the end of its name; ``columns`` are for a TSV or CSV without a header."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         from altclip_train.data.importers.parquet import ParquetTable
 
         return ParquetTable(path)
-    if suffix in (".gz", ".bz2", ".xz", ".zst"):
-        raise ValueError(f"{path} is compressed, but records are read from any place in it: decompress it first")
+    if suffix in (".bz2", ".xz", ".zst"):
+        raise ValueError(f"{path}: of compressed tables only .gz is read: decompress it first")
     formats = {".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
     if suffix not in formats:
         raise ValueError(f"{path}: its name ends in none of {', '.join([*formats, '.parquet'])}: rename it or convert")
@@ -102,6 +106,11 @@ class LineTable:
             except BadSample as error:
                 fields = error
             yield Row(f"{self.paths[0]}:{position.line}", fields)
+
+    def values(self, column: str) -> Iterator[tuple[Position, Any]]:
+        """Where each record begins, and what it has in one column; None where it cannot be read."""
+        for (position, _), row in zip(self._records(self._first), self.rows(self._first), strict=True):
+            yield position, None if isinstance(row.fields, BadSample) else row.fields.get(column)
 
     def _records(self, start: Position) -> Iterator[tuple[Position, list[bytes]]]:
         """Position and bytes of each record, one per file, without the line ends."""

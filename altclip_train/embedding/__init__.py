@@ -1,0 +1,1 @@
+"""`altclip embed` and `altclip search`: what is frozen is computed once, and looked up afterwards."""

@@ -55,7 +55,7 @@ class Texts:
         shards = sorted((starter / "parallel_texts" / "train").glob("*.tar"))
         if not shards:
             raise SystemExit(
-                f"no shards in {starter}/parallel_texts/train: run `altclip starter`, or use --starter DIR"
+                f"no shards in {starter}/parallel_texts/train: run `altclip data starter`, or use --starter DIR"
             )
         self.english, self.chinese = (list(read_texts(shards, [language])) for language in ("en", "zh"))
         draw = random.Random(0)

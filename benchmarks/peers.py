@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from shapes import LONGEST, PAD, Texts
+from shapes import LONGEST, PAD, Texts, Words
 from torch import Tensor, nn
 
 
@@ -188,6 +189,15 @@ def _sorted_by_length(
         length = int(mask[own].sum(1).max())
         batches.append(Texts(ids[own, :length], mask[own, :length]))
     return [(texts, texts) for texts in batches], [vectors[own] for own in order]
+
+
+def clip_benchmark_classifier(models: Path, length: int | None) -> Callable[[list[str], list[str]], Tensor]:
+    """CLIP_benchmark's classifier of class names and templates, (D, C), on open_clip's XLM-R tower."""
+    from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
+
+    model = StageTwo(models, []).model.eval()
+    tokenizer = partial(Words().padded, length=length)
+    return lambda names, templates: zero_shot_classifier(model, tokenizer, names, templates, "cpu", amp=False)
 
 
 def _sentence_transformers_loss(student: nn.Module) -> Any:

@@ -22,6 +22,7 @@ from altclip_train.data.datamodule import ImageTextData
 from altclip_train.evaluation.encoder import Encoder
 from altclip_train.losses import contrastive_loss, duplicate_share
 from altclip_train.models import AltCLIPModel, CLIPModel, set_dropout
+from altclip_train.models.flops import image_flops, text_flops
 from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
 from altclip_train.stages.frozen import (
@@ -111,6 +112,15 @@ class ContrastiveLearning(L.LightningModule):
         # Here rather than in on_train_batch_end, which comes after the checkpoint of the step.
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def training_flops(self, batch: ImageTextBatch) -> Tensor:
+        """Of one step on this batch: forward, and twice that backward where something trains. Without the loss."""
+        pictures = 0 if batch.pixel_values is None else len(batch.pixel_values)
+        text = text_flops(self.model.text_model, batch.text)
+        text = text + 2 * self.model.text_projection.weight.numel() * len(batch.text.lengths)
+        text_locked = {"text_model", "text_projection"} <= set(self.locked)
+        image = image_flops(self.model, pictures)
+        return (1 if text_locked else 3) * text + (1 if self.image_tower_locked else 3) * image
 
     def configure_optimizers(self) -> Any:
         return configure_optimizers(

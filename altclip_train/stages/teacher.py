@@ -25,6 +25,7 @@ from altclip_train.models import (
     build_text_student,
     load_clip_text,
 )
+from altclip_train.models.flops import text_flops
 from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
 from altclip_train.stages.frozen import (
@@ -95,6 +96,11 @@ class TeacherLearning(L.LightningModule):
             self.log(f"val/{name}_cosine", cosine.mean(), batch_size=len(target), sync_dist=True)
             mse = F.mse_loss(student.float(), target.float())
             self.log(f"val/{name}_mse", mse, batch_size=len(target), sync_dist=True)
+
+    def training_flops(self, batch: TextPairBatch) -> Tensor:
+        """Of one step on this batch: forward, and twice that backward where something trains."""
+        taught = 0 if batch.teacher is None else text_flops(self.teacher, batch.teacher)
+        return 3 * text_flops(self.student, batch.student) + taught
 
     def configure_optimizers(self) -> Any:
         return configure_optimizers(

@@ -1,4 +1,4 @@
-"""Progress bar and throughput: loss, samples/s, real tokens/s, time spent waiting for data, time left."""
+"""Progress bar and throughput: loss, samples/s, real tokens/s, FLOP/s, time spent waiting for data, time left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from typing import Any, cast
 
 import lightning as L
+import torch
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,16 +18,23 @@ from rich.progress import (
 )
 
 from altclip_train.data.datamodule import TrainLoader
+from altclip_train.models.flops import peak_flops
+from altclip_train.stages import ContrastiveLearning, TeacherLearning
 from altclip_train.types import ImageTextBatch, TextPairBatch
 
 
 class Throughput(L.Callback):
-    """Logs samples/s and real tokens/s of all ranks, and the share of time spent waiting for data."""
+    """Logs samples/s, real tokens/s and model TFLOP/s of all ranks, and the share of time spent waiting for data.
+
+    FLOPs are those of real tokens and patches: what is cached, padded or computed a second time does not count. On a
+    device whose peak is known, `mfu` is their share of it.
+    """
 
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
         self._since = time.perf_counter()
         self._samples = self._tokens = 0
+        self._flops: int | torch.Tensor = 0
         self._waited = 0.0  # what the loader had counted when this stretch of steps began
 
     def on_train_start(self, *_: Any) -> None:
@@ -42,11 +50,16 @@ class Throughput(L.Callback):
     ) -> None:
         self._samples += len(batch.keys)
         self._tokens += real_tokens(batch)
+        self._flops = self._flops + cast(TeacherLearning | ContrastiveLearning, pl_module).training_flops(batch)
         if trainer.global_step % self.every_n_steps == 0:
             now, waited = time.perf_counter(), cast(TrainLoader, trainer.train_dataloader).seconds_waited
-            seconds = now - self._since
+            seconds, flops = now - self._since, float(self._flops)
+            device = pl_module.device
+            peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
             pl_module.log_dict(
                 {
+                    **({} if peak is None else {"throughput/mfu": flops / seconds / peak}),
+                    "throughput/tflops": flops * trainer.world_size / seconds / 1e12,
                     "throughput/samples_per_second": self._samples * trainer.world_size / seconds,
                     "throughput/tokens_per_second": self._tokens * trainer.world_size / seconds,
                     "throughput/data_wait": (waited - self._waited) / seconds,
@@ -54,6 +67,7 @@ class Throughput(L.Callback):
             )
             self._since, self._waited = now, waited
             self._samples = self._tokens = 0
+            self._flops = 0
 
 
 def real_tokens(batch: TextPairBatch | ImageTextBatch) -> int:

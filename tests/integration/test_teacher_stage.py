@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from altclip_train.models import load_clip_text
 from altclip_train.processing import CLIPTokenizer
@@ -101,3 +103,18 @@ def test_benchmarks_and_validation_are_in_metrics_csv(workspace: Workspace):
     assert list(run.metrics("starter_zero_shot/zh/top1")) == [4]
     assert list(run.metrics("val/other_cosine")) == [1, 3]
     assert run.metrics("val/english_mse")[3] > 0
+
+
+def test_operations_are_counted_of_what_trains_and_of_what_teaches(workspace: Workspace):
+    stage, data = workspace.stage("stage=teacher"), workspace.data("stage=teacher")
+    batch = data.train_set.__getitems__(list(range(3)))
+    stage.log = lambda *_, **__: None
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        stage.training_step(batch).backward()
+    counted = int(stage.training_flops(batch))
+    # Gradients of what enters the first block's products are needed for the embeddings: backward is twice forward.
+    assert counted == counter.get_total_flops()
+
+
+def test_operations_are_logged(run: TrainedRun):
+    assert all(value > 0 for value in run.metrics("throughput/tflops").values())

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.workspace import REPOSITORY, Workspace, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each block is several whole commands
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^(<!-- command: \w+ -->\n)?```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)

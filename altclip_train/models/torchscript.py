@@ -45,8 +45,16 @@ def read_torchscript(file: Path, *, values: bool) -> dict[str, Tensor]:
     with zipfile.ZipFile(file) as archive:
         (description,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         entries = _Entries(file, archive, description.removesuffix("data.pkl"), values=values)
-        model = _Unpickler(io.BytesIO(archive.read(description)), entries).load()
+        model = _Unpickler(io.BytesIO(archive.read(_stored(archive, description))), entries).load()
     return dict(_named_tensors(model, "", set()))
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """An entry that lies in the file as it is, so that it is no larger than the file."""
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed, which torch's own archives leave out")
+    return entry
 
 
 class _Module:
@@ -67,9 +75,7 @@ class _Entries:
         _, dtype, key, _, _ = storage
         if self.mapped is None:
             return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-        entry = self.archive.getinfo(f"{self.folder}data/{key}")
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{entry.filename} is compressed, which no archive of torch is")
+        entry = _stored(self.archive, f"{self.folder}data/{key}")
         # The entry's own header has 30 bytes, the last four being the lengths of its name and padding, which follow.
         end = entry.header_offset + 30
         start = end + sum(struct.unpack("<HH", bytes(self.mapped[end - 4 : end].tolist())))
@@ -77,8 +83,11 @@ class _Entries:
         return torch.empty(0, dtype=dtype).set_(content, offset, shape, strides)  # refuses what lies outside of it
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes plain data, tensors of the archive, and a `_Module` for anything of a class of the archive's own."""
+class _Unpickler(pickle._Unpickler):
+    """Makes plain data, tensors of the archive, and a `_Module` for anything of a class of the archive's own.
+
+    On Python's own unpickler, because the one in C takes as much memory as the highest number that a pickle names.
+    """
 
     def __init__(self, stream: io.BytesIO, entries: _Entries) -> None:
         super().__init__(stream)

@@ -120,6 +120,7 @@ SAID: dict[str, bytes] = {
     "a module in itself": b"\x80\x02c__torch__\nA\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.",
     "a type that is called": b"\x80\x02ctorch\nHalfStorage\n)R.",
     "a function of Python": b"\x80\x02c__builtin__\nlen\nX\x01\x00\x00\x001\x85R.",
+    "a number that would take 16 GB": b"\x80\x02Nr\xff\xff\xff\x7f.",
     "cut": pickle.dumps({})[:-1],
     "nothing": b"",
 }

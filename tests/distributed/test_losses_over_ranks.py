@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from altclip_train.losses import contrastive_loss, distillation_loss, duplicate_share
+from altclip_train.losses import contrastive_loss, distillation_loss, duplicate_share, sigmoid_loss
 from tests.distributed.processes import run_on_ranks
 
 pytestmark = pytest.mark.distributed
@@ -21,29 +21,36 @@ def all_features(pairs):
     return draw(), draw(), torch.randint(0, 4, (pairs,), generator=generator)
 
 
-def gradients(image, text, ids, lock_image):
+# Each loss with its scalars: logit_scale, and logit_bias where it has one.
+LOSSES = {"softmax": (contrastive_loss, [math.log(100.0)]), "sigmoid": (sigmoid_loss, [math.log(100.0), -10.0])}
+
+
+def gradients(name, image, text, ids, lock_image):
+    function, values = LOSSES[name]
     image = image.clone().requires_grad_(not lock_image)
     text = text.clone().requires_grad_()
-    logit_scale = torch.tensor(math.log(100.0), dtype=torch.float64, requires_grad=True)
-    loss = contrastive_loss(image, text, logit_scale, ids=ids)
+    scalars = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values]
+    loss = function(image, text, *scalars, ids=ids)
     loss.backward()
     image_gradient = torch.zeros_like(image) if image.grad is None else image.grad
-    return {"loss": loss.detach(), "image": image_gradient, "text": text.grad, "scale": logit_scale.grad}
+    scalar_gradients = torch.stack([scalar.grad for scalar in scalars])
+    return {"loss": loss.detach(), "image": image_gradient, "text": text.grad, "scalars": scalar_gradients}
 
 
-def contrastive_on_rank(rank, split, use_ids, lock_image):
+def loss_on_rank(rank, name, split, use_ids, lock_image):
     image, text, ids = all_features(sum(split))
     own = slice(sum(split[:rank]), sum(split[: rank + 1]))
-    result = gradients(image[own], text[own], ids[own] if use_ids else None, lock_image)
+    result = gradients(name, image[own], text[own], ids[own] if use_ids else None, lock_image)
     return {**result, "duplicates": duplicate_share(ids[own])}
 
 
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(("use_ids", "lock_image"), [(False, False), (True, False), (True, True)])
-def test_contrastive_loss_over_ranks_equals_one_rank(split, use_ids, lock_image, tmp_path):
+def test_loss_over_ranks_equals_one_rank(name, split, use_ids, lock_image, tmp_path):
     image, text, ids = all_features(sum(split))
-    expected = gradients(image, text, ids if use_ids else None, lock_image)
-    ranks = run_on_ranks(contrastive_on_rank, len(split), tmp_path, split, use_ids, lock_image)
+    expected = gradients(name, image, text, ids if use_ids else None, lock_image)
+    ranks = run_on_ranks(loss_on_rank, len(split), tmp_path, name, split, use_ids, lock_image)
     for result in ranks:
         torch.testing.assert_close(result["loss"], expected["loss"])
         torch.testing.assert_close(result["duplicates"], duplicate_share(ids))
@@ -52,7 +59,7 @@ def test_contrastive_loss_over_ranks_equals_one_rank(split, use_ids, lock_image,
     for side in ("image", "text"):
         joined = torch.cat([result[side] for result in ranks]) / len(split)
         torch.testing.assert_close(joined, expected[side])
-    torch.testing.assert_close(torch.stack([result["scale"] for result in ranks]).mean(0), expected["scale"])
+    torch.testing.assert_close(torch.stack([result["scalars"] for result in ranks]).mean(0), expected["scalars"])
 
 
 def distillation_on_rank(rank, split):

@@ -101,7 +101,7 @@ def duplicate_share(ids: Tensor, group: distributed.Group = None) -> Tensor:
 
 
 class _Pairs(NamedTuple):
-    """This rank's rows against the columns of all ranks, by tiles: no B x G matrix is ever held."""
+    """This rank's rows against the columns of all ranks, by tiles: none larger than a tile is ever held."""
 
     x: Tensor  # (B, D), this rank's rows
     y: Tensor  # (G, D), every rank's columns
@@ -124,12 +124,19 @@ class _Pairs(NamedTuple):
         begin = sum(self.counts[:rank])
         return slice(begin, begin + self.counts[rank])
 
-    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows, columns, and their scaled products: a new tensor each time."""
-        size = CPU_TILE if self.x.device.type == "cpu" else GPU_TILE
-        for i in _slices(len(self.x), size):
-            for j in _slices(len(self.y), size):
-                yield i, j, (self.scale * self.x[i]) @ self.y[j].T
+    @property
+    def tile_size(self) -> int:
+        return CPU_TILE if self.x.device.type == "cpu" else GPU_TILE
+
+    def tiles(self, kept: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns, and their scaled products, computed anew unless an only tile was kept."""
+        for i in _slices(len(self.x), self.tile_size):
+            for j in _slices(len(self.y), self.tile_size):
+                yield i, j, (self.scale * self.x[i]) @ self.y[j].T if kept is None else kept
+
+    def only_tile(self, tile: Tensor | None) -> Tensor | None:
+        """The tile where it is the only one: small enough to keep, and dear to compute again in a small batch."""
+        return tile if max(len(self.x), len(self.y)) <= self.tile_size else None
 
     def diagonal(self, tile: Tensor, i: slice, j: slice) -> Tensor:
         """Those of a tile where a row meets its own column: a view, empty where the tile has none."""
@@ -145,7 +152,7 @@ class _Pairs(NamedTuple):
         self, grad_x: Tensor, grad_y: Tensor | None, weight: Tensor, dtypes: tuple[torch.dtype, ...]
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Gradients of rows, columns and logit_scale from those of `add_gradients`, each times `weight`."""
-        grad_x = grad_x * (weight * self.scale)
+        grad_x *= weight * self.scale
         # A product of features depends on logit_scale through the exponential: dL/d(logit_scale) = L = x dL/dx.
         grad_logit_scale = (grad_x * self.x).sum()
         if grad_y is not None:
@@ -177,6 +184,7 @@ class _ContrastiveLoss(torch.autograd.Function):
             row_lse = x.new_full((len(x),), -torch.inf)  # (B,)
             column_lse = x.new_full((len(y),), -torch.inf)  # (G,)
             own_logits = x.new_empty(len(x))  # (B,), of each pair itself
+            logits = None
             for i, j, logits in pairs.tiles():
                 own = pairs.diagonal(logits, i, j)
                 own_logits[i][max(0, j.start - i.start - pairs.own.start) :][: len(own)] = own
@@ -189,28 +197,28 @@ class _ContrastiveLoss(torch.autograd.Function):
                 loss -= 2 * pairs.scale * (x * (positives.of_rows(y) - y[pairs.own])).sum()
             loss /= 2 * len(y)
 
-        ctx.save_for_backward(x, y, pairs.scale, row_lse, column_lse)
+        ctx.save_for_backward(x, y, pairs.scale, row_lse, column_lse, pairs.only_tile(logits))
         ctx.positives, ctx.ranks = positives, (pairs.counts, group)
         ctx.input_dtypes = (rows.dtype, columns.dtype, logit_scale.dtype)
         return distributed.all_reduce_sum(loss, group)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, row_lse, column_lse = ctx.saved_tensors
+        x, y, scale, row_lse, column_lse, kept = ctx.saved_tensors
         pairs = _Pairs(x, y, scale, *ctx.ranks)
         with _full_precision(x.device):
             # With P the sum of the softmaxes of both directions, d(2 G loss)/dL = P - 2 T.
             grad_x = ctx.positives.of_rows(y).mul_(-2)  # (B, D)
             grad_y = ctx.positives.of_columns(x).mul_(-2) if ctx.needs_input_grad[1] else None  # (G, D)
-            for i, j, logits in pairs.tiles():
-                gradient = (logits - row_lse[i, None]).exp_().add_(logits.sub_(column_lse[None, j]).exp_())
+            for i, j, logits in pairs.tiles(kept):
+                gradient = (logits - row_lse[i, None]).exp_().add_((logits - column_lse[None, j]).exp_())
                 pairs.add_gradients(gradient, i, j, grad_x, grad_y)
             weight = grad_outputs[0].to(x.dtype) * (len(pairs.counts) / (2 * len(y)))
             return *pairs.input_gradients(grad_x, grad_y, weight, ctx.input_dtypes), None, None
 
 
 class _SigmoidLoss(torch.autograd.Function):
-    """Each tile stands alone: nothing but features is kept for backward."""
+    """Each tile stands alone: backward needs no statistics."""
 
     @staticmethod
     def forward(
@@ -227,26 +235,27 @@ class _SigmoidLoss(torch.autograd.Function):
             bias = logit_bias.to(pairs.x.dtype)
             all_ids = None if ids is None else distributed.all_gather_rows(ids, pairs.counts, group)  # (G,)
             losses = pairs.x.new_zeros(len(pairs.x))  # (B,)
-            for i, j, logits in pairs.tiles():
-                negated = _negate_positives(logits.add_(bias), pairs, all_ids, i, j)  # -z L
+            products = None
+            for i, j, products in pairs.tiles():
+                negated = _negate_positives(products + bias, pairs, all_ids, i, j)  # -z L
                 losses[i] -= F.logsigmoid(negated.neg_()).sum(1)
             loss = losses.sum() / len(pairs.y)
 
-        ctx.save_for_backward(pairs.x, pairs.y, pairs.scale, bias)
+        ctx.save_for_backward(pairs.x, pairs.y, pairs.scale, bias, pairs.only_tile(products))
         ctx.all_ids, ctx.ranks = all_ids, (pairs.counts, group)
         ctx.input_dtypes = (rows.dtype, columns.dtype, logit_scale.dtype, logit_bias.dtype)
         return distributed.all_reduce_sum(loss, group)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, bias = ctx.saved_tensors
+        x, y, scale, bias, kept = ctx.saved_tensors
         pairs = _Pairs(x, y, scale, *ctx.ranks)
         with _full_precision(x.device):
             grad_x, grad_bias = torch.zeros_like(x), torch.zeros_like(bias)
             grad_y = torch.zeros_like(y) if ctx.needs_input_grad[1] else None
-            for i, j, logits in pairs.tiles():
+            for i, j, products in pairs.tiles(kept):
                 # d(G loss)/dL = -z sigmoid(-z L).
-                gradient = _negate_positives(logits.add_(bias), pairs, ctx.all_ids, i, j).sigmoid_()
+                gradient = _negate_positives(products + bias, pairs, ctx.all_ids, i, j).sigmoid_()
                 gradient = _negate_positives(gradient, pairs, ctx.all_ids, i, j)
                 grad_bias += gradient.sum()
                 pairs.add_gradients(gradient, i, j, grad_x, grad_y)

@@ -1,6 +1,7 @@
 """W ranks give the loss and gradients of one rank that holds all pairs."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -37,29 +38,38 @@ def gradients(name, image, text, ids, lock_image):
     return {"loss": loss.detach(), "image": image_gradient, "text": text.grad, "scalars": scalar_gradients}
 
 
-def loss_on_rank(rank, name, split, use_ids, lock_image):
+# Loss, whether equal ids are positives, whether the image side is locked.
+CASES = list(product(LOSSES, [(False, False), (True, False), (True, True)]))
+
+
+def losses_on_rank(rank, split):
     image, text, ids = all_features(sum(split))
     own = slice(sum(split[:rank]), sum(split[: rank + 1]))
-    result = gradients(name, image[own], text[own], ids[own] if use_ids else None, lock_image)
-    return {**result, "duplicates": duplicate_share(ids[own])}
+    results = [
+        gradients(name, image[own], text[own], ids[own] if use_ids else None, lock_image)
+        for name, (use_ids, lock_image) in CASES
+    ]
+    return {"results": results, "duplicates": duplicate_share(ids[own])}
 
 
-@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize(("use_ids", "lock_image"), [(False, False), (True, False), (True, True)])
-def test_loss_over_ranks_equals_one_rank(name, split, use_ids, lock_image, tmp_path):
+def test_losses_over_ranks_equal_those_of_one_rank(split, tmp_path):
     image, text, ids = all_features(sum(split))
-    expected = gradients(name, image, text, ids if use_ids else None, lock_image)
-    ranks = run_on_ranks(loss_on_rank, len(split), tmp_path, name, split, use_ids, lock_image)
-    for result in ranks:
-        torch.testing.assert_close(result["loss"], expected["loss"])
-        torch.testing.assert_close(result["duplicates"], duplicate_share(ids))
-    # What DDP makes of it: parameter gradients are averaged over ranks. A feature's gradient exists on its
-    # own rank alone, so world_size times the exact one averages to the exact one.
-    for side in ("image", "text"):
-        joined = torch.cat([result[side] for result in ranks]) / len(split)
-        torch.testing.assert_close(joined, expected[side])
-    torch.testing.assert_close(torch.stack([result["scalars"] for result in ranks]).mean(0), expected["scalars"])
+    ranks = run_on_ranks(losses_on_rank, len(split), tmp_path, split)
+    for rank in ranks:
+        torch.testing.assert_close(rank["duplicates"], duplicate_share(ids))
+    for number, (name, (use_ids, lock_image)) in enumerate(CASES):
+        expected = gradients(name, image, text, ids if use_ids else None, lock_image)
+        results = [rank["results"][number] for rank in ranks]
+        for result in results:
+            torch.testing.assert_close(result["loss"], expected["loss"])
+        # What DDP makes of it: parameter gradients are averaged over ranks. A feature's gradient exists on its
+        # own rank alone, so world_size times the exact one averages to the exact one.
+        for side in ("image", "text"):
+            joined = torch.cat([result[side] for result in results]) / len(split)
+            torch.testing.assert_close(joined, expected[side])
+        scalars = torch.stack([result["scalars"] for result in results])
+        torch.testing.assert_close(scalars.mean(0), expected["scalars"])
 
 
 def distillation_on_rank(rank, split):

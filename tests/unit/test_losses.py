@@ -112,7 +112,7 @@ def test_shorter_products_that_a_run_allows_stay_out_of_the_loss(loss, plain, sc
     seen = []
     tiles = losses._Pairs.tiles
     monkeypatch.setattr(
-        losses._Pairs, "tiles", lambda pairs: (seen.append(torch.get_float32_matmul_precision()), tiles(pairs))[1]
+        losses._Pairs, "tiles", lambda *given: (seen.append(torch.get_float32_matmul_precision()), tiles(*given))[1]
     )
     torch.set_float32_matmul_precision("high")
     try:
@@ -121,6 +121,16 @@ def test_shorter_products_that_a_run_allows_stay_out_of_the_loss(loss, plain, sc
     finally:
         torch.set_float32_matmul_precision("highest")
     assert seen == ["highest", "highest"]  # forward and backward
+
+
+@BOTH
+def test_a_batch_of_one_tile_gives_the_gradients_of_many_each_time_it_is_asked(loss, plain, scalars, monkeypatch):  # noqa: ARG001
+    inputs = [features(7, 4, 5), features(7, 4, 6), scalar(2.0), *map(scalar, scalars)]
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    monkeypatch.setattr(losses, "CPU_TILE", 7)
+    value = loss(*inputs)
+    for _ in range(2):  # what was kept must survive the first time
+        torch.testing.assert_close(torch.autograd.grad(value, inputs, retain_graph=True), expected)
 
 
 @BOTH

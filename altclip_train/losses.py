@@ -1,15 +1,18 @@
-"""The two losses: distillation (stage one) and the exact global contrastive loss (stage two).
+"""The losses: distillation (stage one), and two exact global ones over image-text pairs (stage two).
 
-Both follow one rule over ranks: every rank returns the loss of the global batch, and its backward yields
+All follow one rule over ranks: every rank returns the loss of the global batch, and its backward yields
 world_size x d(global loss)/d(local tensor), so that the average over ranks which DDP and FSDP take is the
 exact gradient. Ranks may hold unequal numbers of pairs; each pair weighs 1/G.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from altclip_train import distributed
@@ -55,16 +58,37 @@ def contrastive_loss(
 
     Reference: CLIP (arXiv:2103.00020), section 2.3, for the loss.
     """
-    if image_features.shape != text_features.shape:
-        raise ValueError(
-            f"image features {tuple(image_features.shape)} and text features {tuple(text_features.shape)} differ"
-        )
-    # The loss is symmetric in its two sides. A side without gradient is the one to gather: its gradient
-    # then needs neither computing nor sending.
-    rows, columns = image_features, text_features
-    if text_features.requires_grad and not image_features.requires_grad:
-        rows, columns = text_features, image_features
+    rows, columns = _gather_the_locked_side(image_features, text_features)
     return _ContrastiveLoss.apply(rows, columns, logit_scale, ids, group)
+
+
+def sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    ids: Tensor | None = None,
+    group: distributed.Group = None,
+) -> Tensor:
+    """Pairwise sigmoid loss of the global batch, exact for any number of ranks.
+
+    With L = exp(logit_scale) * image_features @ text_features.T + logit_bias over all G pairs, and z_ij = 1 for
+    i = j, or, given ``ids``, for an equal id, else -1::
+
+        loss = sum_ij log(1 + exp(-z_ij L_ij)) / G
+
+    Args:
+        image_features: this rank's pairs, L2-normalised, (B, D).
+        text_features: likewise, (B, D).
+        logit_scale: logarithm of the scale, scalar.
+        logit_bias: scalar, negative at the start since most pairs are none.
+        ids: int64 (B,); pairs of the global batch with an equal id count as positives of each other.
+
+    Reference: SigLIP (arXiv:2303.15343), section 3.2.
+    """
+    rows, columns = _gather_the_locked_side(image_features, text_features)
+    return _SigmoidLoss.apply(rows, columns, logit_scale, logit_bias, ids, group)
 
 
 def duplicate_share(ids: Tensor, group: distributed.Group = None) -> Tensor:
@@ -76,8 +100,69 @@ def duplicate_share(ids: Tensor, group: distributed.Group = None) -> Tensor:
     return (repeats[inverse] > 1).float().mean()
 
 
+class _Pairs(NamedTuple):
+    """This rank's rows against the columns of all ranks, by tiles: none larger than a tile is ever held."""
+
+    x: Tensor  # (B, D), this rank's rows
+    y: Tensor  # (G, D), every rank's columns
+    scale: Tensor  # scalar
+    counts: list[int]  # pairs of each rank
+    group: distributed.Group
+
+    @classmethod
+    def gather(cls, rows: Tensor, columns: Tensor, logit_scale: Tensor, group: distributed.Group) -> _Pairs:
+        """Features in at least float32, whatever they come in."""
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        counts = distributed.row_counts(len(rows), rows.device, group)
+        y = distributed.all_gather_rows(columns.to(dtype), counts, group)
+        return cls(rows.to(dtype), y, logit_scale.to(dtype).exp(), counts, group)
+
+    @property
+    def own(self) -> slice:
+        """This rank's columns."""
+        rank = distributed.rank(self.group)
+        begin = sum(self.counts[:rank])
+        return slice(begin, begin + self.counts[rank])
+
+    @property
+    def tile_size(self) -> int:
+        return CPU_TILE if self.x.device.type == "cpu" else GPU_TILE
+
+    def tiles(self, kept: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns, and their scaled products, computed anew unless an only tile was kept."""
+        for i in _slices(len(self.x), self.tile_size):
+            for j in _slices(len(self.y), self.tile_size):
+                yield i, j, (self.scale * self.x[i]) @ self.y[j].T if kept is None else kept
+
+    def only_tile(self, tile: Tensor | None) -> Tensor | None:
+        """The tile where it is the only one: small enough to keep, and dear to compute again in a small batch."""
+        return tile if max(len(self.x), len(self.y)) <= self.tile_size else None
+
+    def diagonal(self, tile: Tensor, i: slice, j: slice) -> Tensor:
+        """Those of a tile where a row meets its own column: a view, empty where the tile has none."""
+        return tile.diagonal(self.own.start + i.start - j.start)
+
+    def add_gradients(self, gradient: Tensor, i: slice, j: slice, grad_x: Tensor, grad_y: Tensor | None) -> None:
+        """Add what the gradient of a tile of logits gives to its rows and columns, but for the scale."""
+        grad_x[i].addmm_(gradient, self.y[j])
+        if grad_y is not None:
+            grad_y[j].addmm_(gradient.T, self.x[i])
+
+    def input_gradients(
+        self, grad_x: Tensor, grad_y: Tensor | None, weight: Tensor, dtypes: tuple[torch.dtype, ...]
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Gradients of rows, columns and logit_scale from those of `add_gradients`, each times `weight`."""
+        grad_x *= weight * self.scale
+        # A product of features depends on logit_scale through the exponential: dL/d(logit_scale) = L = x dL/dx.
+        grad_logit_scale = (grad_x * self.x).sum()
+        if grad_y is not None:
+            grad_y = distributed.all_reduce_sum(grad_y, self.group)[self.own]
+            grad_y = (grad_y * (weight * self.scale)).to(dtypes[1])
+        return grad_x.to(dtypes[0]), grad_y, grad_logit_scale.to(dtypes[2])
+
+
 class _ContrastiveLoss(torch.autograd.Function):
-    """One pass over tiles serves both directions; no G x G matrix is ever held.
+    """One pass over tiles serves both directions.
 
     Rows and columns keep log-sum-exps of their own: a maximum shared by a tile would underflow at scales
     near the clamp of 100.
@@ -92,70 +177,125 @@ class _ContrastiveLoss(torch.autograd.Function):
         ids: Tensor | None,
         group: distributed.Group,
     ) -> Tensor:
-        with torch.autocast(rows.device.type, enabled=False):
-            compute_dtype = torch.promote_types(rows.dtype, torch.float32)
-            scale = logit_scale.to(compute_dtype).exp()
-            x, y_local = rows.to(compute_dtype), columns.to(compute_dtype)  # (B, D)
-            counts = distributed.row_counts(len(x), x.device, group)
-            total, offset = sum(counts), sum(counts[: distributed.rank(group)])
-            y = distributed.all_gather_rows(y_local, counts, group)  # (G, D)
-            positives = _Positives(ids, counts, offset, group)
-
+        with _full_precision(rows.device):
+            pairs = _Pairs.gather(rows, columns, logit_scale, group)
+            x, y = pairs.x, pairs.y
+            positives = _Positives(ids, pairs)
             row_lse = x.new_full((len(x),), -torch.inf)  # (B,)
-            column_lse = x.new_full((total,), -torch.inf)  # (G,)
+            column_lse = x.new_full((len(y),), -torch.inf)  # (G,)
             own_logits = x.new_empty(len(x))  # (B,), of each pair itself
-            for i, j in _tiles(x, y):
-                logits = (scale * x[i]) @ y[j].T
-                diagonal = offset + i.start - j.start
-                own = logits.diagonal(diagonal)  # empty where the tile holds no pair itself
-                own_logits[i][max(0, -diagonal) :][: len(own)] = own
+            logits = None
+            for i, j, logits in pairs.tiles():
+                own = pairs.diagonal(logits, i, j)
+                own_logits[i][max(0, j.start - i.start - pairs.own.start) :][: len(own)] = own
                 row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(1))
                 column_lse[j] = torch.logaddexp(column_lse[j], logits.logsumexp(0))
             column_lse = _merge_log_sum_exp(column_lse, group)
-            own_columns = slice(offset, offset + len(x))
             # Differences first: their sum is what a loss near 0 must keep of numbers near 100.
-            loss = (row_lse - own_logits).sum() + (column_lse[own_columns] - own_logits).sum()
+            loss = (row_lse - own_logits).sum() + (column_lse[pairs.own] - own_logits).sum()
             if ids is not None:
-                loss -= 2 * scale * (x * (positives.of_rows(y) - y[own_columns])).sum()
-            loss /= 2 * total
+                loss -= 2 * pairs.scale * (x * (positives.of_rows(y) - y[pairs.own])).sum()
+            loss /= 2 * len(y)
 
-        ctx.save_for_backward(x, y, scale, row_lse, column_lse)
-        ctx.positives, ctx.counts, ctx.offset, ctx.group = positives, counts, offset, group
+        ctx.save_for_backward(x, y, pairs.scale, row_lse, column_lse, pairs.only_tile(logits))
+        ctx.positives, ctx.ranks = positives, (pairs.counts, group)
         ctx.input_dtypes = (rows.dtype, columns.dtype, logit_scale.dtype)
         return distributed.all_reduce_sum(loss, group)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        x, y, scale, row_lse, column_lse = ctx.saved_tensors
-        columns_need_grad = ctx.needs_input_grad[1]
-        with torch.autocast(x.device.type, enabled=False):
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, scale, row_lse, column_lse, kept = ctx.saved_tensors
+        pairs = _Pairs(x, y, scale, *ctx.ranks)
+        with _full_precision(x.device):
             # With P the sum of the softmaxes of both directions, d(2 G loss)/dL = P - 2 T.
             grad_x = ctx.positives.of_rows(y).mul_(-2)  # (B, D)
-            grad_y = ctx.positives.of_columns(x).mul_(-2) if columns_need_grad else None  # (G, D)
-            for i, j in _tiles(x, y):
-                logits = (scale * x[i]) @ y[j].T
-                grad = (logits - row_lse[i, None]).exp_().add_(logits.sub_(column_lse[None, j]).exp_())
-                grad_x[i].addmm_(grad, y[j])
-                if grad_y is not None:
-                    grad_y[j].addmm_(grad.T, x[i])
-            weight = grad_outputs[0].to(x.dtype) * (len(ctx.counts) / (2 * len(y)))
-            grad_x *= weight * scale
-            # L is linear in x and depends on logit_scale through its exponential: dL/d(logit_scale) = L = x dL/dx.
-            grad_logit_scale = (grad_x * x).sum().to(ctx.input_dtypes[2])
-            if grad_y is not None:
-                grad_y = distributed.all_reduce_sum(grad_y, ctx.group)[ctx.offset : ctx.offset + len(x)]
-                grad_y = (grad_y * (weight * scale)).to(ctx.input_dtypes[1])
-        return grad_x.to(ctx.input_dtypes[0]), grad_y, grad_logit_scale, None, None
+            grad_y = ctx.positives.of_columns(x).mul_(-2) if ctx.needs_input_grad[1] else None  # (G, D)
+            for i, j, logits in pairs.tiles(kept):
+                gradient = (logits - row_lse[i, None]).exp_().add_((logits - column_lse[None, j]).exp_())
+                pairs.add_gradients(gradient, i, j, grad_x, grad_y)
+            weight = grad_outputs[0].to(x.dtype) * (len(pairs.counts) / (2 * len(y)))
+            return *pairs.input_gradients(grad_x, grad_y, weight, ctx.input_dtypes), None, None
+
+
+class _SigmoidLoss(torch.autograd.Function):
+    """Each tile stands alone: backward needs no statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor,
+        ids: Tensor | None,
+        group: distributed.Group,
+    ) -> Tensor:
+        with _full_precision(rows.device):
+            pairs = _Pairs.gather(rows, columns, logit_scale, group)
+            bias = logit_bias.to(pairs.x.dtype)
+            all_ids = None if ids is None else distributed.all_gather_rows(ids, pairs.counts, group)  # (G,)
+            losses = pairs.x.new_zeros(len(pairs.x))  # (B,)
+            products = None
+            for i, j, products in pairs.tiles():
+                negated = _negate_positives(products + bias, pairs, all_ids, i, j)  # -z L
+                losses[i] -= F.logsigmoid(negated.neg_()).sum(1)
+            loss = losses.sum() / len(pairs.y)
+
+        ctx.save_for_backward(pairs.x, pairs.y, pairs.scale, bias, pairs.only_tile(products))
+        ctx.all_ids, ctx.ranks = all_ids, (pairs.counts, group)
+        ctx.input_dtypes = (rows.dtype, columns.dtype, logit_scale.dtype, logit_bias.dtype)
+        return distributed.all_reduce_sum(loss, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, scale, bias, kept = ctx.saved_tensors
+        pairs = _Pairs(x, y, scale, *ctx.ranks)
+        with _full_precision(x.device):
+            grad_x, grad_bias = torch.zeros_like(x), torch.zeros_like(bias)
+            grad_y = torch.zeros_like(y) if ctx.needs_input_grad[1] else None
+            for i, j, products in pairs.tiles(kept):
+                # d(G loss)/dL = -z sigmoid(-z L).
+                gradient = _negate_positives(products + bias, pairs, ctx.all_ids, i, j).sigmoid_()
+                gradient = _negate_positives(gradient, pairs, ctx.all_ids, i, j)
+                grad_bias += gradient.sum()
+                pairs.add_gradients(gradient, i, j, grad_x, grad_y)
+            weight = grad_outputs[0].to(x.dtype) * (len(pairs.counts) / len(y))
+            gradients = pairs.input_gradients(grad_x, grad_y, weight, ctx.input_dtypes)
+            return *gradients, (grad_bias * weight).to(ctx.input_dtypes[3]), None, None
+
+
+def _negate_positives(tile: Tensor, pairs: _Pairs, all_ids: Tensor | None, i: slice, j: slice) -> Tensor:
+    """-z times a tile, in place: the other sign for pairs that belong together."""
+    if all_ids is None:
+        pairs.diagonal(tile, i, j).neg_()
+        return tile
+    same = all_ids[pairs.own][i, None] == all_ids[None, j]
+    return torch.where(same, -tile, tile)
+
+
+def _gather_the_locked_side(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns. Raises ValueError unless both sides have one shape.
+
+    The losses are symmetric in their two sides. A side without gradient is the one to gather: its gradient then needs
+    neither computing nor sending.
+    """
+    if image_features.shape != text_features.shape:
+        raise ValueError(
+            f"image features {tuple(image_features.shape)} and text features {tuple(text_features.shape)} differ"
+        )
+    if text_features.requires_grad and not image_features.requires_grad:
+        return text_features, image_features
+    return image_features, text_features
 
 
 class _Positives:
     """Products with the target matrix T, (B, G): this rank's rows against all columns. T itself is never made."""
 
-    def __init__(self, ids: Tensor | None, counts: list[int], offset: int, group: distributed.Group) -> None:
-        self.own, self.total = slice(offset, offset + counts[distributed.rank(group)]), sum(counts)
+    def __init__(self, ids: Tensor | None, pairs: _Pairs) -> None:
+        self.own, self.total = pairs.own, len(pairs.y)
         self.id_number: Tensor | None = None  # (G,), which of the different ids each column has
         if ids is not None:
-            all_ids = distributed.all_gather_rows(ids, counts, group)
+            all_ids = distributed.all_gather_rows(ids, pairs.counts, pairs.group)
             _, self.id_number, self.repeats = all_ids.unique(return_inverse=True, return_counts=True)
 
     def of_rows(self, y: Tensor) -> Tensor:
@@ -177,13 +317,20 @@ class _Positives:
         return sums / self.repeats[:, None]
 
 
-def _tiles(rows: Tensor, columns: Tensor) -> list[tuple[slice, slice]]:
-    size = CPU_TILE if rows.device.type == "cpu" else GPU_TILE
-    return [
-        (slice(i, min(i + size, len(rows))), slice(j, min(j + size, len(columns))))
-        for i in range(0, len(rows), size)
-        for j in range(0, len(columns), size)
-    ]
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, and no shorter float32 products, whatever the run allows its towers: logits reach 100."""
+    allowed = torch.get_float32_matmul_precision()
+    with torch.autocast(device.type, enabled=False):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(allowed)
 
 
 def _merge_log_sum_exp(partial: Tensor, group: distributed.Group) -> Tensor:

@@ -148,6 +148,7 @@ def _stage(run: RunFacts) -> str:
         "gradient clipping": _get(config, "trainer.gradient_clip_val"),
         "precision": _get(config, "trainer.precision"),
         "longest text": _with_unit(_get(config, "data.max_length"), "tokens"),
+        "loss": _get(config, "stage.loss"),
         "locked parts": ", ".join(_get(config, "stage.locked") or []) or None,
         "languages": ", ".join(run.languages) if run.languages else UNKNOWN,
         "seed": _get(config, "seed"),

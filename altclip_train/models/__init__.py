@@ -21,7 +21,7 @@ from altclip_train.models.config import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
-from altclip_train.models.layers import set_dropout
+from altclip_train.models.layers import compile_blocks, set_dropout, set_gradient_checkpointing
 from altclip_train.models.outputs import AltCLIPOutput, TowerOutput
 from altclip_train.models.vision import AltCLIPVisionModel
 from altclip_train.models.xlm_roberta import AltCLIPTextModel
@@ -43,8 +43,10 @@ __all__ = [
     "assemble_altclip",
     "build_clip",
     "build_text_student",
+    "compile_blocks",
     "load_clip_text",
     "load_model",
     "pack_padded",
     "set_dropout",
+    "set_gradient_checkpointing",
 ]

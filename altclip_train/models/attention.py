@@ -128,6 +128,7 @@ def use_variable_length(weight: Tensor, *, dropout: float) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
 
 
+@torch.compiler.disable()  # its groups differ from batch to batch: a graph for each would never end
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, *, dropout: float) -> Tensor:
     """Softmax attention inside each text: (T, H, W/H) each -> (T, W).
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from altclip_train.models.attention import PackedLayout, PaddedLayout, use_variable_length
 from altclip_train.models.config import LEGACY_EOS_TOKEN_ID, CLIPTextConfig
-from altclip_train.models.layers import Embedding, PreNormBlock, check_indices, run_blocks
+from altclip_train.models.layers import Embedding, PreNormBlock, check_indices, run_blocks, run_packed_blocks
 from altclip_train.models.outputs import TowerOutput
 from altclip_train.models.pretrained import Pretrained
 from altclip_train.models.spelling import CLIP_TOWER, Towers
@@ -75,10 +75,7 @@ class CLIPTextModel(Pretrained):
             variable_length=use_variable_length(self.final_layer_norm.weight, dropout=dropout),
         )
         x = self.embeddings(input_ids, layout.position)  # (T, W)
-        *blocks, last = self.layers
-        for block in blocks:
-            x = block(x, layout)
-        x = last(x, layout, self._end_of_text_rows(input_ids, layout))  # (B, W)
+        x = run_packed_blocks(self.layers, x, layout, self._end_of_text_rows(input_ids, layout))  # (B, W)
         return layout.restore(self.final_layer_norm(x))
 
     def _end_of_text_rows(self, input_ids: Tensor, layout: PackedLayout) -> Tensor:

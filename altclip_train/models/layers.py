@@ -7,10 +7,12 @@ layers do not see the difference; attention is the one layer that must know wher
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from altclip_train.models.attention import PackedLayout, PaddedLayout, packed_attention, padded_attention
 
@@ -95,7 +97,13 @@ class MLP(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-class PreNormBlock(nn.Module):
+class Block(nn.Module):
+    """What both kinds of block share: how `run_packed_blocks` calls them."""
+
+    gradient_checkpointing = False
+
+
+class PreNormBlock(Block):
     """CLIP's block: norm, attention, residual; norm, MLP, residual."""
 
     def __init__(self, *, width: int, heads: int, hidden: int, activation: str, eps: float, dropout: float) -> None:
@@ -126,7 +134,7 @@ class PreNormBlock(nn.Module):
             nn.init.zeros_(linear.bias)
 
 
-class PostNormBlock(nn.Module):
+class PostNormBlock(Block):
     """RoBERTa's block: attention, residual, norm; MLP, residual, norm."""
 
     def __init__(
@@ -154,6 +162,18 @@ class PostNormBlock(nn.Module):
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
+def run_packed_blocks(blocks: nn.ModuleList, x: Tensor, layout: PackedLayout, rows: Tensor) -> Tensor:
+    """States of one row `rows` of each packed text after all blocks, (T, W) -> (B, W): the last computes no other."""
+    asked = [*[None] * (len(blocks) - 1), rows]
+    for block, its_rows in zip(blocks, asked, strict=True):
+        assert isinstance(block, Block)
+        if block.gradient_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(block, x, layout, its_rows, use_reentrant=False)
+        else:
+            x = block(x, layout, its_rows)
+    return x
+
+
 def run_blocks(
     blocks: Iterable[nn.Module], x: Tensor, layout: PaddedLayout, *, keep_states: bool
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
@@ -176,6 +196,20 @@ def check_indices(indices: Tensor, table: nn.Embedding, explanation: str) -> Non
     low, high = (int(value) for value in indices.aminmax())
     if low < 0 or high >= table.num_embeddings:
         raise ValueError(f"found {low if low < 0 else high}, {explanation}")
+
+
+def compile_blocks(module: nn.Module, *, backend: Any = "inductor") -> None:
+    """Compile every block inside `module`: for any number of tokens, and blocks of one shape once."""
+    for part in module.modules():
+        if isinstance(part, Block):
+            part.compile(dynamic=True, backend=backend)
+
+
+def set_gradient_checkpointing(module: nn.Module, enabled: bool) -> None:
+    """Let every block inside `module` keep its input alone for backward, and compute the rest a second time."""
+    for part in module.modules():
+        if isinstance(part, Block):
+            part.gradient_checkpointing = enabled
 
 
 def set_dropout(module: nn.Module, probability: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from altclip_train.models.attention import PackedLayout, PaddedLayout
 from altclip_train.models.config import AltCLIPVisionConfig
-from altclip_train.models.layers import Conv2d, Embedding, PreNormBlock, run_blocks
+from altclip_train.models.layers import Conv2d, Embedding, PreNormBlock, run_blocks, run_packed_blocks
 from altclip_train.models.outputs import TowerOutput
 from altclip_train.models.pretrained import Pretrained
 from altclip_train.models.spelling import CLIP_TOWER, Towers
@@ -113,10 +113,7 @@ class AltCLIPVisionModel(Pretrained):
         x = self.pre_layernorm(self.embeddings(pixel_values))  # (B, P, W)
         layout = PackedLayout.dense(x.shape[0], x.shape[1], x.device)
         x = x.flatten(0, 1)  # (B * P, W)
-        *blocks, last = self.layers
-        for block in blocks:
-            x = block(x, layout)
-        return self.post_layernorm(last(x, layout, layout.starts))  # (B, W)
+        return self.post_layernorm(run_packed_blocks(self.layers, x, layout, layout.starts))  # (B, W)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from altclip_train.models.attention import PackedLayout, PaddedLayout, use_variable_length
 from altclip_train.models.config import AltCLIPTextConfig
-from altclip_train.models.layers import Embedding, Linear, PostNormBlock, check_indices, run_blocks
+from altclip_train.models.layers import Embedding, Linear, PostNormBlock, check_indices, run_blocks, run_packed_blocks
 from altclip_train.models.outputs import TowerOutput
 from altclip_train.models.pretrained import Pretrained
 from altclip_train.models.spelling import LONE_XLMR_TOWER, Towers
@@ -94,10 +94,7 @@ class AltCLIPTextModel(Pretrained):
         )
         words = self.embeddings.word_embeddings(input_ids)  # (T, W)
         x = self.embeddings(words, self.embeddings.packed_positions(input_ids, layout))  # (T, W)
-        *blocks, last = self.layers
-        for block in blocks:
-            x = block(x, layout)
-        x = last(x, layout, layout.starts)  # (B, W)
+        x = run_packed_blocks(self.layers, x, layout, layout.starts)  # (B, W)
         return layout.restore(self.transformation(self.pre_LN(x)))
 
     def forward(

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from altclip_train.data.datamodule import ImageTextData
 from altclip_train.evaluation.encoder import Encoder
-from altclip_train.losses import contrastive_loss, duplicate_share
-from altclip_train.models import AltCLIPModel, CLIPModel, set_dropout
+from altclip_train.losses import contrastive_loss, duplicate_share, sigmoid_loss
+from altclip_train.models import AltCLIPModel, CLIPModel, compile_blocks, set_dropout, set_gradient_checkpointing
 from altclip_train.models.flops import image_flops, text_flops
 from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
@@ -29,6 +29,7 @@ from altclip_train.stages.frozen import (
     drop_from_checkpoint,
     frozen_vectors,
     keep_in_eval_mode,
+    parts_of,
     restore_in_checkpoint,
 )
 from altclip_train.stages.micro_batches import check_micro_batch, encode_in_micro_batches
@@ -36,19 +37,25 @@ from altclip_train.stages.tokenizer import TokenizerGuard
 from altclip_train.types import ImageTextBatch, PackedTokens
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP (arXiv:2103.00020), section 2.5: the scale is clipped at 100
+# SigLIP (arXiv:2303.15343), section 3.2: where logit_scale and logit_bias start. It clips neither.
+SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
 
 
 class ContrastiveLearning(L.LightningModule):
-    """Aligns text features with image features by the exact contrastive loss of the global batch.
+    """Aligns text features with image features by the exact loss of the global batch.
 
     Args:
         model: an AltCLIP to continue from, or a CLIP.
-        locked: names of the model's parts that stay as they are.
+        locked: names of the model's parts that stay as they are, such as ``text_model.embeddings.word_embeddings``.
+        loss: "softmax" (InfoNCE), or "sigmoid", which starts from the scale and the bias of its paper. Published
+            layouts have no place for the bias: it stays in checkpoints.
         positives: "pairs" takes each pair as the only positive of its row; "captions" also takes pairs whose
             caption is the same.
         dropout: of what trains, whatever the configuration of the model says.
         micro_batch: texts or pictures whose graph is held at a time, by each process; the loss stays that of the whole
             batch, and everything that trains is computed twice. None: all at once.
+        gradient_checkpointing: blocks that train keep their inputs alone and are computed again in backward.
+        compile: blocks through torch.compile.
         optimizer: takes parameter groups. schedule: takes the optimizer and ``total_steps``.
     """
 
@@ -57,9 +64,12 @@ class ContrastiveLearning(L.LightningModule):
         *,
         model: AltCLIPModel | CLIPModel,
         locked: Sequence[str],
+        loss: str,
         positives: str,
         dropout: float,
         micro_batch: int | None,
+        gradient_checkpointing: bool,
+        compile: bool,
         optimizer: Callable[..., Optimizer],
         schedule: Schedule,
         weight_decay: float,
@@ -67,18 +77,23 @@ class ContrastiveLearning(L.LightningModule):
         super().__init__()
         if positives not in ("pairs", "captions"):
             raise ValueError(f"stage.positives={positives!r}: expected 'pairs' or 'captions'")
-        parts = {name for name, _ in [*model.named_children(), *model.named_parameters(recurse=False)]}
-        if unknown := set(locked) - parts:
-            raise ValueError(f"stage.locked names {sorted(unknown)}; the model's parts are {sorted(parts)}")
+        if loss not in ("softmax", "sigmoid"):
+            raise ValueError(f"stage.loss={loss!r}: expected 'softmax' or 'sigmoid'")
         self.model = model
         self.locked = list(locked)
         self.positives = positives
         self.micro_batch = check_micro_batch(micro_batch)
         self.tokenizer_guard = TokenizerGuard(model.tokenizer_sha256, "the weights that this run starts from")
         self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
-        for name in self.locked:
-            getattr(self.model, name).requires_grad_(False)
+        for part in parts_of(self.model, self.locked):
+            part.requires_grad_(False)
+        self.logit_bias: nn.Parameter | None = None
+        if loss == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_LOGIT_BIAS))
+            nn.init.constant_(self.model.logit_scale, SIGMOID_LOGIT_SCALE)
         set_dropout(self.model, dropout)
+        set_gradient_checkpointing(self.model, gradient_checkpointing)
+        self.compiled = compile
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as it finds them
 
     @property
@@ -89,7 +104,11 @@ class ContrastiveLearning(L.LightningModule):
         image_features = F.normalize(self.encode_image(batch).float(), dim=-1)  # (B, D)
         text_features = F.normalize(self.encode_text(batch.text).float(), dim=-1)  # (B, D)
         ids = batch.caption_ids if self.positives == "captions" else None
-        loss = contrastive_loss(image_features, text_features, self.model.logit_scale, ids=ids)
+        if self.logit_bias is None:
+            loss = contrastive_loss(image_features, text_features, self.model.logit_scale, ids=ids)
+        else:
+            loss = sigmoid_loss(image_features, text_features, self.model.logit_scale, self.logit_bias, ids=ids)
+            self.log("train/logit_bias", self.logit_bias)
         self.log("train/loss", loss)
         self.log("train/logit_scale", self.model.logit_scale.exp())
         # Not in every step: it gathers over all ranks.
@@ -112,8 +131,9 @@ class ContrastiveLearning(L.LightningModule):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         super().optimizer_step(*arguments, **options)
         # Here rather than in on_train_batch_end, which comes after the checkpoint of the step.
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        if self.logit_bias is None:
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def training_flops(self, batch: ImageTextBatch) -> Tensor:
         """Of one step on this batch: forward, and twice that backward where something trains. Without the loss."""
@@ -126,7 +146,7 @@ class ContrastiveLearning(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return configure_optimizers(
-            self.model,
+            self,
             optimizer=self.optimizer,
             schedule=self.schedule,
             weight_decay=self.weight_decay,
@@ -140,13 +160,15 @@ class ContrastiveLearning(L.LightningModule):
             data.cache_vectors_of(self.model)
 
     def on_fit_start(self) -> None:
+        if self.compiled:
+            compile_blocks(self.model)
         data: ImageTextData = self.trainer.datamodule  # type: ignore[attr-defined]
         data.check_towers(self.model.config)
         self.tokenizer_guard.check(data.tokenizer)
 
     def train(self, mode: bool = True) -> ContrastiveLearning:
         super().train(mode)
-        keep_in_eval_mode(self._locked_modules())
+        keep_in_eval_mode(parts_of(self.model, self.locked))
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -154,6 +176,12 @@ class ContrastiveLearning(L.LightningModule):
         self.tokenizer_guard.save(checkpoint, self.processor.tokenizer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if ("logit_bias" in checkpoint["state_dict"]) != (self.logit_bias is not None):
+            before, now = ("sigmoid", "softmax") if self.logit_bias is None else ("softmax", "sigmoid")
+            raise ValueError(
+                f"the checkpoint was trained with stage.loss={before}, this command has stage.loss={now}: "
+                f"resume with stage.loss={before}, or start a new run from its model directory"
+            )
         restore_in_checkpoint(checkpoint, self, self._locked_prefixes())
         self.tokenizer_guard.load(checkpoint)
 
@@ -183,10 +211,6 @@ class ContrastiveLearning(L.LightningModule):
         self.model.tokenizer_sha256 = processor.tokenizer.fingerprint
         self.model.save_pretrained(directory)
         processor.save_pretrained(directory)
-
-    def _locked_modules(self) -> list[nn.Module]:
-        parts = [getattr(self.model, name) for name in self.locked]
-        return [part for part in parts if isinstance(part, nn.Module)]
 
     def _locked_prefixes(self) -> list[str]:
         return [f"model.{name}" for name in self.locked]

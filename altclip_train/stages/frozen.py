@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,20 +31,43 @@ def frozen_vectors(
     return torch.cat(parts)[torch.cat([cached.places, cached.missing]).argsort()]
 
 
-def keep_in_eval_mode(modules: Iterable[nn.Module]) -> None:
+def parts_of(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module | nn.Parameter]:
+    """Parts of a model by their dotted names, as ``stage.locked`` has them. Raises ValueError for one it lacks."""
+    for name in names:
+        part: nn.Module | nn.Parameter = model
+        for step in name.split("."):
+            inner: dict[str, nn.Module | nn.Parameter] = {}
+            if isinstance(part, nn.Module):
+                inner = {**dict(part.named_children()), **dict(part.named_parameters(recurse=False))}
+            if step not in inner:
+                raise ValueError(
+                    f"stage.locked names {name!r}: {type(part).__name__} has no {step!r}; its parts are {sorted(inner)}"
+                )
+            part = inner[step]
+        yield part
+
+
+def keep_in_eval_mode(parts: Iterable[nn.Module | nn.Parameter]) -> None:
     """To be called at the end of a stage's ``train()``, which Lightning calls to and fro."""
-    for module in modules:
-        module.eval()
+    for part in parts:
+        if isinstance(part, nn.Module):
+            part.eval()
 
 
-def drop_from_checkpoint(checkpoint: dict[str, Any], prefixes: Iterable[str]) -> None:
-    """Remove the weights below ``prefixes``: they come from the CLIP directory that the stage starts from."""
+def drop_from_checkpoint(checkpoint: dict[str, Any], names: Iterable[str]) -> None:
+    """Remove the weights of these parts: they come from the directories that the stage starts from."""
     state = checkpoint["state_dict"]
-    for key in [k for k in state if k.startswith(tuple(prefixes))]:
+    for key in _keys_of(state, names):
         del state[key]
 
 
-def restore_in_checkpoint(checkpoint: dict[str, Any], module: nn.Module, prefixes: Iterable[str]) -> None:
+def restore_in_checkpoint(checkpoint: dict[str, Any], module: nn.Module, names: Iterable[str]) -> None:
     """Put the module's own frozen weights back, so that loading stays strict about every other key."""
-    own = {k: v for k, v in module.state_dict().items() if k.startswith(tuple(prefixes))}
-    checkpoint["state_dict"].update(own)
+    own = module.state_dict()
+    checkpoint["state_dict"].update({key: own[key] for key in _keys_of(own, names)})
+
+
+def _keys_of(state: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Keys of these parts, and of none whose name only begins alike."""
+    below = tuple(f"{name}." for name in names)
+    return [key for key in state if f"{key}.".startswith(below)]

@@ -23,7 +23,9 @@ from altclip_train.models import (
     CLIPTextModel,
     assemble_altclip,
     build_text_student,
+    compile_blocks,
     load_clip_text,
+    set_gradient_checkpointing,
 )
 from altclip_train.models.flops import text_flops
 from altclip_train.optim import Schedule, configure_optimizers
@@ -32,6 +34,7 @@ from altclip_train.stages.frozen import (
     drop_from_checkpoint,
     frozen_vectors,
     keep_in_eval_mode,
+    parts_of,
     restore_in_checkpoint,
 )
 from altclip_train.stages.micro_batches import check_micro_batch, encode_in_micro_batches
@@ -46,8 +49,11 @@ class TeacherLearning(L.LightningModule):
         clip: directory of the CLIP whose text tower teaches and whose image tower the result keeps.
         student: directory of an XLM-R (or AltCLIP) to start from; None starts from random weights.
         text: fields of the student's configuration, used where ``student`` gives none.
+        locked: names of the student's parts that stay as they are, such as ``embeddings.word_embeddings``.
         micro_batch: texts whose graph is held at a time, by each process; the gradient stays that of the whole batch,
             and the student is computed twice. None: all at once.
+        gradient_checkpointing: blocks of the student keep their inputs alone and are computed again in backward.
+        compile: blocks through torch.compile.
         optimizer: takes parameter groups. schedule: takes the optimizer and ``total_steps``.
     """
 
@@ -59,18 +65,27 @@ class TeacherLearning(L.LightningModule):
         clip: str,
         student: str | None,
         text: Mapping[str, Any],
+        locked: Sequence[str],
         micro_batch: int | None,
+        gradient_checkpointing: bool,
+        compile: bool,
         optimizer: Callable[..., Optimizer],
         schedule: Schedule,
         weight_decay: float,
     ) -> None:
         super().__init__()
+        if locked and student is None:
+            raise ValueError(f"stage.locked={list(locked)} would keep random weights: pass student=DIR")
         self.clip = Path(clip)
         self.teacher: CLIPTextModel = load_clip_text(clip)
         self.student = build_text_student(student=student, project_dim=self.teacher.config.hidden_size, **dict(text))
         self.micro_batch = check_micro_batch(micro_batch)
         self.optimizer, self.schedule, self.weight_decay = optimizer, schedule, weight_decay
-        self.teacher.requires_grad_(False)
+        self.locked = list(locked)
+        for part in [self.teacher, *parts_of(self.student, self.locked)]:
+            part.requires_grad_(False)
+        set_gradient_checkpointing(self.student, gradient_checkpointing)
+        self.compiled = compile
         # In a tuple, so that the image tower does not become part of this module and of its checkpoints.
         self._assembled: tuple[AltCLIPModel, ...] = ()
         self.tokenizer_guard = TokenizerGuard()
@@ -117,22 +132,27 @@ class TeacherLearning(L.LightningModule):
         data.cache_vectors_of(self.teacher)
 
     def on_fit_start(self) -> None:
+        if self.compiled:
+            compile_blocks(self)
         data: TextPairData = self.trainer.datamodule  # type: ignore[attr-defined]
         data.check_text_towers(student=self.student.config, teacher=self.teacher.config)
         self.tokenizer_guard.check(data.tokenizer)
 
     def train(self, mode: bool = True) -> TeacherLearning:
         super().train(mode)
-        keep_in_eval_mode([self.teacher])
+        keep_in_eval_mode([self.teacher, *parts_of(self.student, self.locked)])
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        drop_from_checkpoint(checkpoint, ["teacher."])
+        drop_from_checkpoint(checkpoint, self._frozen())
         self.tokenizer_guard.save(checkpoint, self.processor.tokenizer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        restore_in_checkpoint(checkpoint, self, ["teacher."])
+        restore_in_checkpoint(checkpoint, self, self._frozen())
         self.tokenizer_guard.load(checkpoint)
+
+    def _frozen(self) -> list[str]:
+        return ["teacher", *(f"student.{name}" for name in self.locked)]
 
     def _keep(self, rows: Sequence[tuple[int, int]], vectors: Tensor) -> Tensor:
         data: TextPairData = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -40,6 +40,13 @@ def fastest_precision(accelerator: str) -> str:
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
+def set_matmul_precision(precision: str) -> None:
+    """Of float32 products, by torch's names. Raises ValueError for another name, which torch would only warn of."""
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"float32_matmul_precision={precision!r}: expected 'highest', 'high' or 'medium'")
+    torch.set_float32_matmul_precision(precision)
+
+
 class TrainingRun(L.Callback):
     """One run directory: what it was made from, where it resumes, what it ends with.
 
@@ -52,6 +59,7 @@ class TrainingRun(L.Callback):
             raise ValueError(f"{', '.join(missing)} has no value: pass {'=... '.join(missing)}=...")
         plain = OmegaConf.to_container(config, resolve=True)
         check_configuration(plain)
+        set_matmul_precision(config.float32_matmul_precision)
         self.directory = directory
         self.checkpoint = runs.newest_checkpoint(directory) if config.resume is not None else None
         description = runs.Description(

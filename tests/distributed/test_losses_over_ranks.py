@@ -1,12 +1,13 @@
 """W ranks give the loss and gradients of one rank that holds all pairs."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from altclip_train.losses import contrastive_loss, distillation_loss, duplicate_share
+from altclip_train.losses import contrastive_loss, distillation_loss, duplicate_share, sigmoid_loss
 from tests.distributed.processes import run_on_ranks
 
 pytestmark = pytest.mark.distributed
@@ -21,38 +22,54 @@ def all_features(pairs):
     return draw(), draw(), torch.randint(0, 4, (pairs,), generator=generator)
 
 
-def gradients(image, text, ids, lock_image):
+# Each loss with its scalars: logit_scale, and logit_bias where it has one.
+LOSSES = {"softmax": (contrastive_loss, [math.log(100.0)]), "sigmoid": (sigmoid_loss, [math.log(100.0), -10.0])}
+
+
+def gradients(name, image, text, ids, lock_image):
+    function, values = LOSSES[name]
     image = image.clone().requires_grad_(not lock_image)
     text = text.clone().requires_grad_()
-    logit_scale = torch.tensor(math.log(100.0), dtype=torch.float64, requires_grad=True)
-    loss = contrastive_loss(image, text, logit_scale, ids=ids)
+    scalars = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values]
+    loss = function(image, text, *scalars, ids=ids)
     loss.backward()
     image_gradient = torch.zeros_like(image) if image.grad is None else image.grad
-    return {"loss": loss.detach(), "image": image_gradient, "text": text.grad, "scale": logit_scale.grad}
+    scalar_gradients = torch.stack([scalar.grad for scalar in scalars])
+    return {"loss": loss.detach(), "image": image_gradient, "text": text.grad, "scalars": scalar_gradients}
 
 
-def contrastive_on_rank(rank, split, use_ids, lock_image):
+# Loss, whether equal ids are positives, whether the image side is locked.
+CASES = list(product(LOSSES, [(False, False), (True, False), (True, True)]))
+
+
+def losses_on_rank(rank, split):
     image, text, ids = all_features(sum(split))
     own = slice(sum(split[:rank]), sum(split[: rank + 1]))
-    result = gradients(image[own], text[own], ids[own] if use_ids else None, lock_image)
-    return {**result, "duplicates": duplicate_share(ids[own])}
+    results = [
+        gradients(name, image[own], text[own], ids[own] if use_ids else None, lock_image)
+        for name, (use_ids, lock_image) in CASES
+    ]
+    return {"results": results, "duplicates": duplicate_share(ids[own])}
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize(("use_ids", "lock_image"), [(False, False), (True, False), (True, True)])
-def test_contrastive_loss_over_ranks_equals_one_rank(split, use_ids, lock_image, tmp_path):
+def test_losses_over_ranks_equal_those_of_one_rank(split, tmp_path):
     image, text, ids = all_features(sum(split))
-    expected = gradients(image, text, ids if use_ids else None, lock_image)
-    ranks = run_on_ranks(contrastive_on_rank, len(split), tmp_path, split, use_ids, lock_image)
-    for result in ranks:
-        torch.testing.assert_close(result["loss"], expected["loss"])
-        torch.testing.assert_close(result["duplicates"], duplicate_share(ids))
-    # What DDP makes of it: parameter gradients are averaged over ranks. A feature's gradient exists on its
-    # own rank alone, so world_size times the exact one averages to the exact one.
-    for side in ("image", "text"):
-        joined = torch.cat([result[side] for result in ranks]) / len(split)
-        torch.testing.assert_close(joined, expected[side])
-    torch.testing.assert_close(torch.stack([result["scale"] for result in ranks]).mean(0), expected["scale"])
+    ranks = run_on_ranks(losses_on_rank, len(split), tmp_path, split)
+    for rank in ranks:
+        torch.testing.assert_close(rank["duplicates"], duplicate_share(ids))
+    for number, (name, (use_ids, lock_image)) in enumerate(CASES):
+        expected = gradients(name, image, text, ids if use_ids else None, lock_image)
+        results = [rank["results"][number] for rank in ranks]
+        for result in results:
+            torch.testing.assert_close(result["loss"], expected["loss"])
+        # What DDP makes of it: parameter gradients are averaged over ranks. A feature's gradient exists on its
+        # own rank alone, so world_size times the exact one averages to the exact one.
+        for side in ("image", "text"):
+            joined = torch.cat([result[side] for result in results]) / len(split)
+            torch.testing.assert_close(joined, expected[side])
+        scalars = torch.stack([result["scalars"] for result in results])
+        torch.testing.assert_close(scalars.mean(0), expected["scalars"])
 
 
 def distillation_on_rank(rank, split):

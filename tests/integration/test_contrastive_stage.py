@@ -165,6 +165,45 @@ def test_unlocked_run_trains_the_image_tower(workspace: Workspace):
     assert same <= {"text_model.embeddings.position_embedding.weight"}
 
 
+def test_sigmoid_loss_trains_its_bias_and_keeps_it_in_checkpoints(workspace: Workspace, start: TrainedRun):
+    overrides = ["stage=contrastive", f"start={start.model}", "stage.loss=sigmoid"]
+    before = workspace.stage(*overrides)
+    assert (before.model.logit_scale.exp().item(), before.logit_bias.item()) == (pytest.approx(10), -10)
+    run = workspace.train(*overrides)
+    bias = run.stage.logit_bias.item()
+    assert bias != -10
+    groups = run.trainer.optimizers[0].param_groups
+    assert [g["weight_decay"] for g in groups if any(p is run.stage.logit_bias for p in g["params"])] == [0]
+    checkpoint = run.checkpoint(4)
+    assert checkpoint["state_dict"]["logit_bias"].item() == bias
+    before.on_load_checkpoint(checkpoint)
+    before.load_state_dict(checkpoint["state_dict"])
+    assert before.logit_bias.item() == bias
+    assert run.metrics("train/logit_bias")[0] == -10
+    assert load_model(run.model).logit_scale.item() == run.stage.model.logit_scale.item()
+    with pytest.raises(ValueError, match=r"with stage\.loss=sigmoid, this command has stage\.loss=softmax"):
+        workspace.stage("stage=contrastive", f"start={start.model}").on_load_checkpoint(run.checkpoint(4))
+
+
+def test_a_part_inside_a_tower_can_be_locked(workspace: Workspace, start: TrainedRun):
+    word_vectors = "text_model.embeddings.word_embeddings"
+    run = workspace.train("stage=contrastive", f"start={start.model}", f"stage.locked=[vision_model,{word_vectors}]")
+    before, after = (load_model(directory).state_dict() for directory in (start.model, run.model))
+    assert torch.equal(before[f"{word_vectors}.weight"], after[f"{word_vectors}.weight"])
+    assert not torch.equal(before["visual_projection.weight"], after["visual_projection.weight"])
+    kept = run.checkpoint(4)["state_dict"]
+    assert f"model.{word_vectors}.weight" not in kept
+    assert "model.text_model.embeddings.position_embeddings.weight" in kept
+
+
+@pytest.mark.parametrize(("part", "missing"), [("text", "text"), ("text_model.embeddings.words", "words")])
+def test_locking_a_part_that_a_model_lacks_names_those_it_has(
+    workspace: Workspace, start: TrainedRun, part: str, missing: str
+):
+    with pytest.raises(Exception, match=rf"stage.locked names '{part}': \w+ has no '{missing}'; its parts are \["):
+        workspace.stage("stage=contrastive", f"start={start.model}", f"stage.locked=[{part}]")
+
+
 @pytest.mark.parametrize(
     ("override", "drawn"),
     [("data.languages=[zh]", {"zh"}), ("data.language_weights={en: 0.0}", {"zh"}), ("data.languages=[en]", {"en"})],

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from altclip_train.models import load_clip_text
+from altclip_train.models import compile_blocks, load_clip_text
 from altclip_train.processing import CLIPTokenizer
+from altclip_train.stages import teacher
 from altclip_train.types import PackedTokens
 from tests.workspace import BATCH, TrainedRun, Workspace
 
@@ -118,3 +122,41 @@ def test_operations_are_counted_of_what_trains_and_of_what_teaches(workspace: Wo
 
 def test_operations_are_logged(run: TrainedRun):
     assert all(value > 0 for value in run.metrics("throughput/tflops").values())
+
+
+def test_locked_word_vectors_of_a_student_stay_bit_equal_and_out_of_checkpoints(workspace: Workspace, run: TrainedRun):
+    locked = workspace.train(
+        "stage=teacher", f"student={run.model}", "stage.locked=[embeddings.word_embeddings]", "trainer.max_steps=2"
+    )
+    student, before = locked.stage.student.state_dict(), run.stage.student.state_dict()
+    assert torch.equal(student["embeddings.word_embeddings.weight"], before["embeddings.word_embeddings.weight"])
+    assert not torch.equal(student["transformation.weight"], before["transformation.weight"])
+    checkpoint = locked.checkpoint(2)
+    assert "student.embeddings.word_embeddings.weight" not in checkpoint["state_dict"]
+    locked.stage.on_load_checkpoint(checkpoint)
+    locked.stage.load_state_dict(checkpoint["state_dict"])
+
+
+def test_random_word_vectors_cannot_be_locked(workspace: Workspace):
+    with pytest.raises(Exception, match=r"stage.locked=\['embeddings'\] would keep random weights: pass student=DIR"):
+        workspace.stage("stage=teacher", "stage.locked=[embeddings]")
+
+
+# Tracing asks every tensor for its gradient, and hides torch's warning of that in a way that an error gets past.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_switches_change_no_loss(workspace: Workspace, monkeypatch):
+    switches = ["stage.gradient_checkpointing=true", "stage.compile=true", "float32_matmul_precision=high"]
+    backend = CompileCounter()
+    monkeypatch.setattr(teacher, "compile_blocks", partial(compile_blocks, backend=backend))
+    try:
+        plain, switched = (workspace.train("stage=teacher", *more) for more in ([], switches))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert backend.frame_count > 0
+    assert switched.metrics("train/loss") == pytest.approx(plain.metrics("train/loss"), rel=1e-5)
+
+
+def test_unknown_matmul_precision_is_refused(workspace: Workspace):
+    with pytest.raises(ValueError, match="float32_matmul_precision='tf32': expected 'highest', 'high' or 'medium'"):
+        workspace.train("stage=teacher", "float32_matmul_precision=tf32")

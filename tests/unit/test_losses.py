@@ -1,4 +1,4 @@
-"""Both losses against slow, obvious versions."""
+"""The losses against slow, obvious versions."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from altclip_train import losses
-from altclip_train.losses import contrastive_loss, distillation_loss, duplicate_share
+from altclip_train.losses import contrastive_loss, distillation_loss, duplicate_share, sigmoid_loss
 
 
 @pytest.fixture(autouse=True)
@@ -30,48 +30,64 @@ def plain_loss(image, text, logit_scale, ids=None):
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def plain_sigmoid_loss(image, text, logit_scale, logit_bias, ids=None):
+    logits = logit_scale.exp() * image @ text.T + logit_bias
+    same = torch.eye(len(image), dtype=torch.bool) if ids is None else ids[:, None] == ids[None]
+    sign = same.to(image.dtype) * 2 - 1
+    return torch.log1p(torch.exp(-sign * logits)).sum() / len(image)
+
+
+# Each loss with its plain form and the scalars that it takes beside logit_scale.
+BOTH = pytest.mark.parametrize(
+    ("loss", "plain", "scalars"),
+    [(contrastive_loss, plain_loss, []), (sigmoid_loss, plain_sigmoid_loss, [-10.0])],
+    ids=["softmax", "sigmoid"],
+)
+
+
+def scalar(value):
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+@BOTH
 @pytest.mark.parametrize("pairs", [1, 2, 7, 12])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize("with_ids", [False, True])
-def test_contrastive_loss_equals_plain_cross_entropy(pairs, scale, with_ids):
+def test_tiled_loss_equals_its_plain_form(loss, plain, scalars, pairs, scale, with_ids):
     ids = torch.arange(pairs) % 5 if with_ids else None
-    inputs = [
-        features(pairs, 6, 1),
-        features(pairs, 6, 2),
-        torch.tensor(math.log(scale), dtype=torch.float64),
-    ]
-    inputs[2].requires_grad_()
-    expected = plain_loss(*inputs, ids)
+    inputs = [features(pairs, 6, 1), features(pairs, 6, 2), scalar(math.log(scale)), *map(scalar, scalars)]
+    expected = plain(*inputs, ids)
     expected_gradients = torch.autograd.grad(expected, inputs)
-    actual = contrastive_loss(*inputs, ids=ids)
+    actual = loss(*inputs, ids=ids)
     gradients = torch.autograd.grad(actual, inputs)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-10)
 
 
-def test_contrastive_loss_gradients_are_those_of_finite_differences():
-    logit_scale = torch.tensor(1.2, dtype=torch.float64, requires_grad=True)
+@BOTH
+def test_gradients_are_those_of_finite_differences(loss, plain, scalars):  # noqa: ARG001
     ids = torch.tensor([4, 8, 4, 1, 8])
-    inputs = (features(5, 3, 3), features(5, 3, 4), logit_scale)
-    assert torch.autograd.gradcheck(contrastive_loss, inputs)
-    assert torch.autograd.gradcheck(lambda *x: contrastive_loss(*x, ids=ids), inputs)
+    inputs = (features(5, 3, 3), features(5, 3, 4), scalar(1.2), *(scalar(value / 5) for value in scalars))
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradcheck(lambda *x: loss(*x, ids=ids), inputs)
 
 
-def test_contrastive_loss_with_a_locked_image_side_gives_the_same_text_gradient():
-    image, text = features(7, 4, 5), features(7, 4, 6)
-    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    both = torch.autograd.grad(contrastive_loss(image, text, scale), [text, scale])
-    locked = torch.autograd.grad(contrastive_loss(image.detach(), text, scale), [text, scale])
+@BOTH
+def test_a_locked_image_side_gives_the_same_text_gradient(loss, plain, scalars):  # noqa: ARG001
+    image, text, trained = features(7, 4, 5), features(7, 4, 6), [scalar(2.0), *map(scalar, scalars)]
+    both = torch.autograd.grad(loss(image, text, *trained), [text, *trained])
+    locked = torch.autograd.grad(loss(image.detach(), text, *trained), [text, *trained])
     for gradient, wanted in zip(locked, both, strict=True):
         torch.testing.assert_close(gradient, wanted)
 
 
-def test_contrastive_loss_stays_finite_and_exact_at_the_clamp_in_fp32():
+@BOTH
+def test_loss_stays_finite_and_exact_at_the_clamp_in_fp32(loss, plain, scalars):
     image, text = features(12, 8, 7, torch.float32), features(12, 8, 8, torch.float32)
-    scale = torch.tensor(math.log(100.0))
-    exact = plain_loss(image.double(), text.double(), scale.double())
-    assert contrastive_loss(image, text, scale).item() == pytest.approx(exact.item(), rel=1e-5)
+    inputs = [torch.tensor(value) for value in (math.log(100.0), *scalars)]
+    exact = plain(image.double(), text.double(), *(value.double() for value in inputs))
+    assert loss(image, text, *inputs).item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 def test_contrastive_loss_of_pairs_that_agree_is_zero_and_not_less():
@@ -80,17 +96,45 @@ def test_contrastive_loss_of_pairs_that_agree_is_zero_and_not_less():
         assert contrastive_loss(image, image.detach().clone(), torch.tensor(math.log(100.0)), ids=ids).item() >= 0
 
 
-def test_contrastive_loss_accumulates_bfloat16_features_in_fp32():
+@BOTH
+def test_sigmoid_and_softmax_accumulate_bfloat16_features_in_fp32(loss, plain, scalars):
     image, text = (features(9, 8, seed, torch.float32).bfloat16() for seed in (9, 10))
-    scale = torch.tensor(3.0)
-    exact = plain_loss(image.double(), text.double(), scale.double())
+    inputs = [torch.tensor(value) for value in (3.0, *scalars)]
+    exact = plain(image.double(), text.double(), *(value.double() for value in inputs))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = contrastive_loss(image, text, scale)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+        value = loss(image, text, *inputs)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-def test_contrastive_loss_saves_no_matrix_of_all_pairs():
+@BOTH
+def test_shorter_products_that_a_run_allows_stay_out_of_the_loss(loss, plain, scalars, monkeypatch):  # noqa: ARG001
+    seen = []
+    tiles = losses._Pairs.tiles
+    monkeypatch.setattr(
+        losses._Pairs, "tiles", lambda *given: (seen.append(torch.get_float32_matmul_precision()), tiles(*given))[1]
+    )
+    torch.set_float32_matmul_precision("high")
+    try:
+        loss(features(4, 3, 1), features(4, 3, 2), scalar(1.0), *map(scalar, scalars)).backward()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["highest", "highest"]  # forward and backward
+
+
+@BOTH
+def test_a_batch_of_one_tile_gives_the_gradients_of_many_each_time_it_is_asked(loss, plain, scalars, monkeypatch):  # noqa: ARG001
+    inputs = [features(7, 4, 5), features(7, 4, 6), scalar(2.0), *map(scalar, scalars)]
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    monkeypatch.setattr(losses, "CPU_TILE", 7)
+    value = loss(*inputs)
+    for _ in range(2):  # what was kept must survive the first time
+        torch.testing.assert_close(torch.autograd.grad(value, inputs, retain_graph=True), expected)
+
+
+@BOTH
+def test_no_matrix_of_all_pairs_is_saved(loss, plain, scalars):  # noqa: ARG001
     pairs, width = 64, 8
     saved = 0
 
@@ -100,7 +144,7 @@ def test_contrastive_loss_saves_no_matrix_of_all_pairs():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        contrastive_loss(features(pairs, width, 1), features(pairs, width, 2), torch.tensor(1.0).double())
+        loss(features(pairs, width, 1), features(pairs, width, 2), scalar(1.0), *map(scalar, scalars))
     # Two feature matrices, two vectors of log-sum-exps, scalars; the features' own normalisation is outside.
     assert saved <= 2 * pairs * width + 2 * pairs + 8
 

@@ -10,7 +10,6 @@ import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Generic
@@ -101,7 +100,7 @@ class PairDataset(Dataset[Any], Generic[Record]):
         skipped.append(bad)
         for index in self._substitutes(ref):
             with suppress(BadSample):  # it is named where the plan visits it
-                return self._read(replace(ref, index=index))
+                return self._read(ref._replace(index=index))
         raise ValueError(
             f"source {self.sources[ref.source].label!r} has no sample that can be used among {NEAR + FAR} tried "
             f"in place of {bad.key!r} in {bad.shard} ({bad.reason}: {bad.detail or 'no details'}): mend or remove it"

@@ -235,7 +235,7 @@ def _new_batch(*shape: int) -> Tensor:
     if get_worker_info() is None:
         return torch.from_numpy(np.empty(shape, np.float32))  # NumPy asks for huge pages, torch does not
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as torch's own collate makes it
-    return torch.empty(0).set_(storage, 0, shape)
+    return torch.empty(0).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue] - the stub wants a typed storage
 
 
 def _join(found: Sequence[Cached | None]) -> tuple[CachedVectors | None, list[int]]:

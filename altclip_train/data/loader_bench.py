@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -77,6 +78,9 @@ def measure_stages(dataset: PairDataset[Any], seconds: float) -> Stages:
     """Work on samples in the order of their files for ``seconds``, in this process; texts by the batch."""
     decoder, stages, texts = dataset.decoder, Stages(), list[str]()
     assert isinstance(decoder, ImageTextDecoder | TextPairDecoder)
+    if isinstance(decoder, ImageTextDecoder):
+        transform = decoder.image_transform
+        values = np.empty((3, transform.crop_size, transform.crop_size), np.float32)
     end = time.perf_counter() + seconds
     for shard, sample in ((shard, i) for shard, count in enumerate(dataset.reader.counts) for i in range(count)):
         try:
@@ -84,7 +88,8 @@ def measure_stages(dataset: PairDataset[Any], seconds: float) -> Stages:
             captions = stages.timed("captions", decode_captions, members, default_language="und")
             if isinstance(decoder, ImageTextDecoder):
                 image = stages.timed("decode", decode_image, members)
-                stages.timed("resize", decoder.image_transform, image)
+                pixels = stages.timed("resize", transform.cropped, image)
+                stages.timed("normalize", transform.normalize, pixels, out=values)
         except (BadSample, OSError):
             continue
         stages.samples += 1
@@ -166,6 +171,7 @@ def verdict(stages: Stages, rates: Sequence[LoaderRate]) -> str:
         "captions": "parsing captions",
         "decode": "decoding pictures (data.draft_jpeg=true decodes large JPEGs faster)",
         "resize": "resizing pictures",
+        "normalize": "normalising pixels",
         "tokenize": "tokenizing",
     }
     share = stages.seconds[stages.limit] / sum(stages.seconds.values())

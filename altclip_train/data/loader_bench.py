@@ -78,9 +78,6 @@ def measure_stages(dataset: PairDataset[Any], seconds: float) -> Stages:
     """Work on samples in the order of their files for ``seconds``, in this process; texts by the batch."""
     decoder, stages, texts = dataset.decoder, Stages(), list[str]()
     assert isinstance(decoder, ImageTextDecoder | TextPairDecoder)
-    if isinstance(decoder, ImageTextDecoder):
-        transform = decoder.image_transform
-        values = np.empty((3, transform.crop_size, transform.crop_size), np.float32)
     end = time.perf_counter() + seconds
     for shard, sample in ((shard, i) for shard, count in enumerate(dataset.reader.counts) for i in range(count)):
         try:
@@ -88,8 +85,9 @@ def measure_stages(dataset: PairDataset[Any], seconds: float) -> Stages:
             captions = stages.timed("captions", decode_captions, members, default_language="und")
             if isinstance(decoder, ImageTextDecoder):
                 image = stages.timed("decode", decode_image, members)
-                pixels = stages.timed("resize", transform.cropped, image)
-                stages.timed("normalize", transform.normalize, pixels, out=values)
+                pixels = stages.timed("resize", decoder.image_transform.cropped, image)
+                values = np.empty((3, *pixels.shape[:2]), np.float32)
+                stages.timed("normalize", decoder.image_transform.normalize, pixels, out=values)
         except (BadSample, OSError):
             continue
         stages.samples += 1

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -12,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from altclip_train.cli import main
 from altclip_train.data.dataset import PairDataset
 from altclip_train.data.index import ShardState, index_path, saved_header
+from altclip_train.data.indexing import IndexJob, index_sources
 from altclip_train.data.parts import part_of_work
 from altclip_train.data.shards import ShardReader
 from altclip_train.data.urls import expand_urls
@@ -261,3 +263,17 @@ def text_shard(number):
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text))
     return buffer.getvalue()
+
+
+def test_the_same_shards_may_be_indexed_by_several_at_once(shards, tmp_path):
+    job = IndexJob(cache=cache_in(tmp_path), rebuild=True)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(index_sources, [f"{shards}/*.tar"], job, processes=1) for _ in range(4)]
+    reports = [run.result() for run in runs]
+    assert all(report == reports[0] for report in reports)
+    assert [shard.samples for shard in reports[0][0].shards] == [3, 3, 3]
+    assert sorted(path.name for path in shards.glob("*.tar*")) == [
+        f"{n}.tar{end}" for n in range(3) for end in ("", ".idx")
+    ]
+    assert not list(shards.glob(".*.tmp-*"))
+    assert all(saved_header(index_path(path), ShardState.of(path)) for path in shards.glob("*.tar"))

@@ -1,5 +1,8 @@
 """Our loader beside the `webdataset` library's usual pipeline, on one core: ``python benchmarks/loader.py``.
 
+With ``--peers PYTHON``, the interpreter of the peers' environment (peers.txt), also beside open_clip's own loader
+(loader_peer.py). Its tokenizer is that of `transformers`; the peer's below is the faster `tokenizers` library itself.
+
 Makes shards of synthetic 640 x 480 JPEGs and of parallel texts once, below --directory, then measures in turns:
 
     raw             Pillow alone, from memory: decode and resize, the limit of any loader; raw_draft by `Image.draft`
@@ -7,6 +10,7 @@ Makes shards of synthetic 640 x 480 JPEGs and of parallel texts once, below --di
     peer            WebDataset(resampled) + shuffle + decode("pil") + map + to_tuple + batched, WebLoader, with our
                     transform on its pictures: the same pixels; one text tokenized at a time and padded
     peer_usual      the same with the transform that torchvision's ToTensor and Normalize would make
+    open_clip, open_clip_texts    open_clip's pipeline with the same steps as torchvision's transform, and its tokenizer
     *_texts         parallel texts, tokenized for student and teacher; *_strings without tokenizers
 
 Every measurement is a process of its own that computes on one thread without loader processes. Rates are per second of
@@ -34,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from loader_peer import BATCH, MAX_LENGTH, SIDE, rate, resized, usual_transform
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -47,12 +52,11 @@ from altclip_train.types import PackedTokens
 
 PICTURES, PICTURES_PER_SHARD = 2000, 500
 TEXTS, TEXTS_PER_SHARD = 40_000, 10_000
-SIDE, MAX_LENGTH = 224, 77
-BATCH = {"pictures": 64, "texts": 256}
 MEASURED = {
     "pictures": ["raw", "raw_draft", "ours", "ours_draft", "peer", "peer_usual"],
     "texts": ["ours_texts", "peer_texts", "ours_strings", "peer_strings"],
 }
+OPEN_CLIP = {"open_clip": "pictures", "open_clip_texts": "texts"}
 AIMS = {
     "ours / peer": 1.2,
     "ours_draft / peer": 2.2,
@@ -60,6 +64,9 @@ AIMS = {
     "ours_draft / raw_draft": 0.9,
     "ours_texts / peer_texts": 8.0,
     "ours_strings / peer_strings": 8.0,
+    "ours / open_clip": 1.2,
+    "ours_draft / open_clip": 2.2,
+    "ours_texts / open_clip_texts": 8.0,
 }
 
 
@@ -85,6 +92,7 @@ def make_data(root: Path) -> None:
     train_clip_bpe([text["en"] for text in texts[:4000]], 4000).save_pretrained(root / "clip")
     some = [text[language] for text in texts[:4000] for language in ("en", "zh")]
     train_sentencepiece(some, root / "student" / "sentencepiece.bpe.model", 6000)
+    XLMRTokenizer.from_pretrained(root / "student").save_pretrained(root / "student")  # as `transformers` reads it
     (root / "complete").touch()
 
 
@@ -195,23 +203,6 @@ def padded(tokenizer: XLMRTokenizer | CLIPTokenizer, text: str) -> torch.Tensor:
     return ids
 
 
-def usual_transform(image: Image.Image) -> torch.Tensor:
-    """Resize, CenterCrop, ToTensor, Normalize, in the steps of torchvision's classes of these names."""
-    image = resized(image)
-    pixels = torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-    mean = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
-    std = torch.tensor((0.26862954, 0.26130258, 0.27577711))[:, None, None]
-    return pixels.sub_(mean).div_(std)
-
-
-def resized(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    scale = SIDE / min(width, height)
-    image = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
-    return image.crop((left, top, left + SIDE, top + SIDE))
-
-
 def raw(root: Path, draft: bool, batch_size: int) -> Iterator[Any]:
     """Pictures from memory, decoded and resized, and no more."""
     encoded = jpegs(root)
@@ -238,19 +229,6 @@ def batches_of(root: Path, kind: str, batch_size: int) -> Iterable[Any]:
     if kind.startswith("raw"):
         return raw(root, kind == "raw_draft", batch_size)
     return our_loader(root, kind, batch_size) if kind.startswith("ours") else peer_loader(root, kind, batch_size)
-
-
-def measure_rate(root: Path, kind: str, seconds: float) -> dict[str, float]:
-    """Samples per second of CPU time and of wall time, after a beginning that is not counted."""
-    batch_size = BATCH["pictures" if kind in MEASURED["pictures"] else "texts"]
-    batches = iter(batches_of(root, kind, batch_size))
-    for _ in range(2):
-        next(batches)
-    count, cpu, wall = 0, time.process_time(), time.perf_counter()
-    while time.process_time() - cpu < seconds:
-        next(batches)
-        count += batch_size
-    return {"per_cpu_second": count / (time.process_time() - cpu), "per_second": count / (time.perf_counter() - wall)}
 
 
 def measure_first_batch(root: Path, kind: str, workers: int, indexed: bool) -> dict[str, float]:
@@ -281,10 +259,20 @@ def in_new_process(arguments: argparse.Namespace, *measurement: str) -> dict[str
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def in_peers_environment(arguments: argparse.Namespace, kind: str) -> dict[str, float]:
+    script = Path(__file__).with_name("loader_peer.py")
+    command = [arguments.peers, str(script), str(arguments.directory), kind, str(arguments.seconds)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def measure(root: Path, what: str, *options: str) -> dict[str, float]:
     torch.set_num_threads(1)
     if what == "rate":
-        return measure_rate(root, options[0], float(options[1]))
+        kind = options[0]
+        batch_size = BATCH["pictures" if kind in MEASURED["pictures"] else "texts"]
+        return rate(batches_of(root, kind, batch_size), batch_size, float(options[1]))
     if what == "first_batch":
         return measure_first_batch(root, options[0], int(options[1]), options[2] == "indexed")
     return measure_draft(root)
@@ -295,19 +283,22 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks/loader"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of CPU time, per measurement")
+    parser.add_argument("--peers", metavar="PYTHON", help="the interpreter of the peers' environment")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.directory, *arguments.measure)))
         return
     make_data(arguments.directory)
-    kinds = [*MEASURED["pictures"], *MEASURED["texts"]]
+    kinds = [*MEASURED["pictures"], *MEASURED["texts"], *(OPEN_CLIP if arguments.peers else [])]
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):
         for kind in kinds:
-            runs[kind].append(in_new_process(arguments, "rate", kind, str(arguments.seconds)))
-    rates = {kind: max(run["per_cpu_second"] for run in runs[kind]) for kind in kinds}
-    ratios = {name: rates[name.split(" / ")[0]] / rates[name.split(" / ")[1]] for name in AIMS}
+            if kind in OPEN_CLIP:
+                runs[kind].append(in_peers_environment(arguments, kind))
+            else:
+                runs[kind].append(in_new_process(arguments, "rate", kind, str(arguments.seconds)))
+    rates = best(runs, "per_cpu_second")
     measured = {
         "pictures, first index": ("ours", "0", "new"),
         "pictures": ("ours", "0", "indexed"),
@@ -320,7 +311,8 @@ def main() -> None:
         "machine": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
         "versions": {name: version(name) for name in ("torch", "pillow", "webdataset", "numpy")},
         "samples_per_cpu_second": rates,
-        "ratios": ratios,
+        "ratios": ratios_of(rates),
+        "ratios_of_wall_time": ratios_of(best(runs, "per_second")),
         "aims": AIMS,
         "seconds_to_the_first_batch": first_batch,
         "draft_differs_by_grey_levels": in_new_process(arguments, "draft"),
@@ -330,12 +322,22 @@ def main() -> None:
     print_table(result)
 
 
+def best(runs: dict[str, list[dict[str, float]]], figure: str) -> dict[str, float]:
+    return {kind: max(run[figure] for run in rounds) for kind, rounds in runs.items()}
+
+
+def ratios_of(rates: dict[str, float]) -> dict[str, float]:
+    """The ratios that there are aims for, of what was measured."""
+    pairs = {name: name.split(" / ") for name in AIMS}
+    return {name: rates[own] / rates[peer] for name, (own, peer) in pairs.items() if peer in rates}
+
+
 def print_table(result: dict[str, Any]) -> None:
-    rates = result["samples_per_cpu_second"]
-    for kind in [*MEASURED["pictures"], *MEASURED["texts"]]:
-        print(f"{kind:16} {rates[kind]:10.0f} per core and second")
+    for kind, samples in result["samples_per_cpu_second"].items():
+        print(f"{kind:16} {samples:10.0f} per core and second")
     for name, ratio in result["ratios"].items():
-        print(f"{name:28} {ratio:6.2f}   aim {AIMS[name]}")
+        wall = result["ratios_of_wall_time"][name]
+        print(f"{name:28} {ratio:6.2f}   aim {AIMS[name]}   (by wall time {wall:.2f})")
     for name, seconds in result["seconds_to_the_first_batch"].items():
         print(f"first batch, {name:32} {seconds:5.2f} s   aim 2 s")
     draft = result["draft_differs_by_grey_levels"]

@@ -5,7 +5,7 @@ import json
 import tarfile
 from itertools import pairwise
 
-import torch
+import numpy as np
 from PIL import Image
 
 from altclip_train.data.dataset import PairDataset
@@ -44,8 +44,16 @@ def png(colour):
     return buffer.getvalue()
 
 
-def first_pixel(image):
-    return torch.tensor(image.convert("RGB").getpixel((0, 0)), dtype=torch.float32).view(3, 1, 1)
+class FirstPixel:
+    """In place of an image transform: the colour of the corner, not normalised."""
+
+    crop_size = 1
+
+    def cropped(self, image):
+        return np.asarray(image.convert("RGB"))[:1, :1]
+
+    def normalize(self, pixels, *, out):
+        out[:] = pixels.transpose(2, 0, 1)
 
 
 def shift_red(image, generator):
@@ -59,7 +67,7 @@ def text_decoder(**arguments):
 
 
 def image_decoder(**arguments):
-    defaults = {"tokenizer": BytesTokenizer(), "image_transform": first_pixel, "max_length": 99}
+    defaults = {"tokenizer": BytesTokenizer(), "image_transform": FirstPixel(), "max_length": 99}
     return ImageTextDecoder(**{**defaults, **arguments})
 
 

@@ -24,6 +24,7 @@ class Files:
     ranges: bool = True
     delay: float = 0.0  # seconds before each GET is answered
     requests: list[tuple[str, str]] = field(default_factory=list)  # method and path
+    queries: set[str] = field(default_factory=set)
     url: str = ""
 
     def downloads(self, path: str) -> int:
@@ -41,8 +42,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        path = self.path.partition("?")[0]
+        path, _, query = self.path.partition("?")
         self.files.requests.append((self.command, path))
+        self.files.queries.add(query)
         fault = self.files.faults.popleft() if self.files.faults and self.command == "GET" else ""
         body = self.files.contents.get(path)
         if body is None or fault in ("403", "503"):

@@ -10,7 +10,6 @@ import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Generic
@@ -20,11 +19,13 @@ from torch.utils.data import Dataset
 from altclip_train.data.cache import ShardCache
 from altclip_train.data.decoders import Cached, Decoder, Record
 from altclip_train.data.embeddings import EmbeddingStore
+from altclip_train.data.index import ShardState
 from altclip_train.data.plan import Plan, SampleRef, stable_hash
+from altclip_train.data.remote_index import manifest_headers
 from altclip_train.data.samples import BadSample
 from altclip_train.data.shards import MemberTooLarge, ShardReader
 from altclip_train.data.sources import Source, weights_of
-from altclip_train.data.urls import expand_urls
+from altclip_train.data.urls import Shard, expand_urls
 from altclip_train.types import SkippedSample
 
 NEAR, FAR = 8, 1000  # samples tried in place of a bad one, in its shard and then in its source
@@ -54,7 +55,13 @@ class PairDataset(Dataset[Any], Generic[Record]):
         self.embeddings: EmbeddingStore | None = None  # what a frozen tower makes of the entries, where it is known
         self.decoder = decoder
         shards = [expand_urls(source.urls) for source in self.sources]
-        self.reader = ShardReader([path for paths in shards for path in paths], wanted=decoder.wanted, cache=cache)
+        cache = cache or ShardCache()
+        known: dict[Shard, tuple[ShardState, dict[str, Any]]] = {}
+        for source, paths in zip(self.sources, shards, strict=True):
+            if source.manifest is not None:
+                known |= manifest_headers(expand_urls(source.manifest), paths, cache)
+        every = [path for paths in shards for path in paths]
+        self.reader = ShardReader(every, wanted=decoder.wanted, cache=cache, known=known)
         self._looked_ahead = range(0)
         self._first_shards = list(accumulate(map(len, shards), initial=0))
         shard_counts = [self.reader.counts[start:end] for start, end in pairwise(self._first_shards)]
@@ -101,7 +108,7 @@ class PairDataset(Dataset[Any], Generic[Record]):
         skipped.append(bad)
         for index in self._substitutes(ref):
             with suppress(BadSample):  # it is named where the plan visits it
-                return self._read(replace(ref, index=index))
+                return self._read(ref._replace(index=index))
         raise ValueError(
             f"source {self.sources[ref.source].label!r} has no sample that can be used among {NEAR + FAR} tried "
             f"in place of {bad.key!r} in {bad.shard} ({bad.reason}: {bad.detail or 'no details'}): mend or remove it"

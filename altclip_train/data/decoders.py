@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from altclip_train.data.samples import (
     BadSample,
@@ -49,6 +50,16 @@ class Packer(Protocol):
     """The part of a tokenizer that decoders use."""
 
     def pack(self, texts: Sequence[str], max_length: int) -> PackedTokens: ...
+
+
+class PictureTransform(Protocol):
+    """The part of :class:`~altclip_train.processing.ImageTransform` that decoders use."""
+
+    crop_size: int
+
+    def cropped(self, image: Image.Image) -> np.ndarray: ...
+
+    def normalize(self, pixels: np.ndarray, *, out: np.ndarray) -> None: ...
 
 
 class Decoder(Protocol[Record]):
@@ -136,7 +147,7 @@ class ImageText(NamedTuple):
     key: str
     language: str
     caption: str
-    pixel_values: Tensor | None  # (3, R, R); None: its features are cached
+    pixels: np.ndarray | None  # (R, R, 3) uint8; None: its features are cached
     features: Cached | None = None
 
 
@@ -151,7 +162,7 @@ class ImageTextDecoder:
         self,
         *,
         tokenizer: Packer,
-        image_transform: Callable[[Image.Image], Tensor],
+        image_transform: PictureTransform,
         max_length: int,
         augmentation: Callable[[Image.Image, np.random.Generator], Image.Image] | None = None,
         draft: Callable[[int, int], tuple[int, int]] | None = None,
@@ -177,16 +188,16 @@ class ImageTextDecoder:
         language = self._draw_language(captions, draw)
         texts = captions[language]
         features = None if cache is None else cache(0)
-        pixel_values = self._pixel_values(members, draw) if features is None or features.vector is None else None
+        pixels = self._pixels(members, draw) if features is None or features.vector is None else None
         caption = texts[draw("caption", len(texts))]
-        return ImageText(key, language, caption, pixel_values, features)
+        return ImageText(key, language, caption, pixels, features)
 
-    def _pixel_values(self, members: Mapping[str, bytes], draw: Draw) -> Tensor:
+    def _pixels(self, members: Mapping[str, bytes], draw: Draw) -> np.ndarray:
         image = decode_image(members, draft=self.draft)
         if self.augmentation is not None:
             generator = np.random.Generator(np.random.PCG64(draw("augmentation", 1 << 128)))
             image = self.augmentation(to_rgb(image), generator)
-        return self.image_transform(image)
+        return self.image_transform.cropped(image)
 
     def _draw_language(self, captions: Mapping[str, list[str]], draw: Draw) -> str:
         languages = sorted(captions if self.languages is None else captions.keys() & self.languages)
@@ -199,9 +210,9 @@ class ImageTextDecoder:
     def batch(self, records: Sequence[ImageText], skipped: Sequence[SkippedSample]) -> ImageTextBatch:
         captions = [record.caption for record in records]
         cached, _ = _join([record.features for record in records])
-        pictures = [record.pixel_values for record in records if record.pixel_values is not None]
+        pictures = [record.pixels for record in records if record.pixels is not None]
         return ImageTextBatch(
-            pixel_values=torch.stack(pictures) if pictures else None,
+            pixel_values=self._normalized(pictures) if pictures else None,
             text=self.tokenizer.pack(captions, self.max_length),
             caption_ids=torch.tensor([caption_id(caption) for caption in captions]),
             languages=[record.language for record in records],
@@ -209,6 +220,22 @@ class ImageTextDecoder:
             skipped=skipped,
             cached=cached,
         )
+
+    def _normalized(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pixel values (B, 3, R, R) float32 of (R, R, 3) pictures, each written where it stays."""
+        side = self.image_transform.crop_size
+        values = _new_batch(len(pictures), 3, side, side)
+        for pixels, out in zip(pictures, values.numpy(), strict=True):
+            self.image_transform.normalize(pixels, out=out)
+        return values
+
+
+def _new_batch(*shape: int) -> Tensor:
+    """An empty float32 tensor; of a loader process, in memory that the trainer shares, so that nothing is copied."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.float32))  # NumPy asks for huge pages, torch does not
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as torch's own collate makes it
+    return torch.empty(0).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue] - the stub wants a typed storage
 
 
 def _join(found: Sequence[Cached | None]) -> tuple[CachedVectors | None, list[int]]:

@@ -17,11 +17,9 @@ from altclip_train.data.cache import ShardCache
 from altclip_train.data.index import ShardIndex, ShardState, index_path
 from altclip_train.data.processes import available_cpus, map_processes
 from altclip_train.data.remote import state_of, write
-from altclip_train.data.remote_index import build_index, sidecar_header
+from altclip_train.data.remote_index import MANIFEST_FORMAT, build_index, sidecar_header
 from altclip_train.data.urls import INDEX_SUFFIX, RemoteUrl, Shard, expand_urls, without_secrets
 from altclip_train.errors import Unreachable
-
-MANIFEST_FORMAT = 1
 
 
 @dataclass(kw_only=True)
@@ -33,6 +31,7 @@ class ShardReport:
     bytes: int | None = None
     fields: list[str] = field(default_factory=list)
     sha256: str | None = None  # of a local shard, where a manifest is written
+    index_sha256: str | None = None  # of all keys, fields, offsets and sizes
     etag: str | None = None  # of a remote one
     problems: list[str] = field(default_factory=list)
     error: str | None = None
@@ -136,6 +135,7 @@ def _report(shard: Shard, header: dict[str, Any], **more: Any) -> ShardReport:
         samples=header["samples"],
         bytes=header["shard_size"],
         fields=header["fields"],
+        index_sha256=header["sha256"],
         problems=header["problems"],
         **more,
     )

@@ -15,7 +15,6 @@ import operator
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -24,8 +23,7 @@ import numpy as np
 PLAN_FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRef:
+class SampleRef(NamedTuple):
     """One visit of one sample: its source, its index in the source, and which epoch of the source it is."""
 
     source: int

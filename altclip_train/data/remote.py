@@ -111,6 +111,11 @@ def read_first_line(url: RemoteUrl, patience: Patience) -> bytes | None:
         return None
 
 
+def read(url: RemoteUrl, patience: Patience) -> bytes:
+    """A whole remote file. Raises what :func:`state_of` raises."""
+    return _patiently(url, patience, lambda remote: remote.call(remote.filesystem.cat_file, remote.path))
+
+
 def write(url: RemoteUrl, data: bytes, patience: Patience) -> bool:
     """Write a remote file in one piece; False where that place does not take files."""
     if url.scheme in READ_ONLY:
@@ -158,7 +163,8 @@ def check_unchanged(url: RemoteUrl, expected: ShardState, found: ShardState) -> 
     """Raise ValueError naming both states when they differ."""
     if found != expected:
         raise ValueError(
-            f"{url} has changed since this run began: it had {_words(expected)}, now it has {_words(found)}. "
+            f"{url} has changed since this run began, or since its manifest was written: it had {_words(expected)}, "
+            f"now it has {_words(found)}. "
             "Shards must stay as they are during a run; resume with the old files or start a new run"
         )
 

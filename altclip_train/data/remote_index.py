@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -14,14 +15,53 @@ from rich.progress import track
 
 from altclip_train.data.cache import ShardCache
 from altclip_train.data.index import ShardIndex, ShardState, parse_header, saved_header
-from altclip_train.data.remote import READ_ONLY, listed_states, read_first_line, state_of
-from altclip_train.data.urls import INDEX_SUFFIX, RemoteUrl
+from altclip_train.data.remote import READ_ONLY, listed_states, read, read_first_line, state_of
+from altclip_train.data.urls import INDEX_SUFFIX, RemoteUrl, Shard
 
 logger = logging.getLogger(__name__)
 
 THREADS = 16
+MANIFEST_FORMAT = 2
 LISTED_FROM = 16  # shards in one directory from which on a listing is less than a call for each
 _one_at_a_time = threading.Lock()
+
+
+def manifest_headers(
+    manifests: Sequence[Shard], shards: Sequence[Shard], cache: ShardCache
+) -> dict[Shard, tuple[ShardState, dict[str, Any]]]:
+    """State and header of those remote ``shards`` that a manifest lists, without asking for any of them.
+
+    Whether they are still in that state is seen when they are fetched. Raises ValueError for a file that is no
+    manifest of `altclip data index`, and what reading it raises.
+    """
+    listed: dict[str, dict[str, Any]] = {}
+    for place in manifests:
+        data = read(place, cache.patience) if isinstance(place, RemoteUrl) else place.read_bytes()
+        try:
+            content = json.loads(data)
+            if content["format"] != MANIFEST_FORMAT:
+                raise ValueError(f"format {content['format']}, expected {MANIFEST_FORMAT}")
+            listed |= {entry["shard"]: _checked_entry(entry) for entry in content["shards"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{place} is no manifest that can be used ({type(error).__name__}: {error}): "
+                "write it by `altclip data index URLS --manifest FILE`"
+            ) from None
+    named = {shard: str(shard) for shard in shards if isinstance(shard, RemoteUrl)}
+    found = {shard: listed[name] for shard, name in named.items() if name in listed}
+    if missing := [name for name in named.values() if name not in listed]:
+        logger.warning("the manifest lists %d of %d shards, and not %s", len(found), len(named), missing[0])
+    return {
+        shard: (ShardState(e["bytes"], etag=e["etag"]), {**e, "sha256": e["index_sha256"]})
+        for shard, e in found.items()
+    }
+
+
+def _checked_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for a shard that could not be indexed, KeyError."""
+    if entry["error"] is not None:
+        raise ValueError(f"{entry['shard']} could not be indexed: {entry['error']}")
+    return {key: entry[key] for key in ("samples", "bytes", "etag", "index_sha256", "problems")}
 
 
 def remote_headers(urls: Sequence[RemoteUrl], cache: ShardCache) -> list[tuple[ShardState, dict[str, Any]]]:

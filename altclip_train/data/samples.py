@@ -145,7 +145,7 @@ def _text(field: str, data: bytes) -> str:
     if len(data) > MAX_CAPTION_BYTES:
         raise BadSample("caption_long", f"{field} has {len(data)} bytes, limit {MAX_CAPTION_BYTES}")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode().removeprefix("\ufeff")  # the codec utf-8-sig is written in Python
     except UnicodeDecodeError as error:
         raise BadSample("caption_encoding", f"{field}: {error}") from None
 

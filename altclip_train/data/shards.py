@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class ShardReader:
 
     ``counts`` are the samples per shard, ``problems`` the damage that indexing met (also logged), and
     ``fingerprint`` stands for all keys, offsets and sizes. With ``wanted`` only fields it accepts are read.
-    Remote shards are read from whole copies in ``cache``.
+    Remote shards are read from whole copies in ``cache``; the state and header of those in ``known`` are not asked for.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class ShardReader:
         *,
         wanted: Callable[[str], bool] | None = None,
         cache: ShardCache | None = None,
+        known: Mapping[Shard, tuple[ShardState, dict[str, Any]]] | None = None,
         max_open: int = 64,
     ) -> None:
         self.shards = list(shards)
@@ -55,7 +56,7 @@ class ShardReader:
         self._unsaved: dict[int, ShardIndex] = {}
         self._cache = cache or ShardCache()
         self._states: dict[int, ShardState] = {}  # of remote shards, as this run found them
-        headers = self._headers()
+        headers = self._headers(known or {})
         self._prefetcher = Prefetcher(self._cache)
         self.counts: list[int] = [header["samples"] for header in headers]
         self.digests: list[str] = [header["sha256"] for header in headers]
@@ -68,9 +69,11 @@ class ShardReader:
             logger.warning("%s", problem)
         self.fingerprint = hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
-    def _headers(self) -> list[dict[str, Any]]:
+    def _headers(self, known: Mapping[Shard, tuple[ShardState, dict[str, Any]]]) -> list[dict[str, Any]]:
         remote = {number: shard for number, shard in enumerate(self.shards) if isinstance(shard, RemoteUrl)}
-        found = dict(zip(remote, remote_headers(list(remote.values()), self._cache), strict=True))
+        found = {number: known[shard] for number, shard in remote.items() if shard in known}
+        unknown = {number: shard for number, shard in remote.items() if number not in found}
+        found |= zip(unknown, remote_headers(list(unknown.values()), self._cache), strict=True)
         self._states = {number: state for number, (state, _) in found.items()}
         return [found[i][1] if i in found else self._local_header(i) for i in range(len(self.shards))]
 

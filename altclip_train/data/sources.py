@@ -18,13 +18,15 @@ class Source:
     """Shards that belong together.
 
     ``weight`` is their share of what is drawn, in any unit; by default every sample is drawn equally often.
-    ``languages`` limits which captions are used; if it names one, plain ``txt`` captions are in it.
+    ``languages`` limits which captions are used; if it names one, plain ``txt`` captions are in it. ``manifest`` is
+    what ``altclip data index --manifest`` wrote of remote shards, one file or several.
     """
 
     urls: str | Path | Sequence[str | Path]
     weight: float | None = None
     languages: Sequence[str] | None = None
     name: str | None = None
+    manifest: str | Path | Sequence[str | Path] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.languages, str):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
@@ -28,7 +28,7 @@ class RemoteUrl:
     url: str = field(repr=False)
 
     def __str__(self) -> str:
-        return without_secrets(self.url)
+        return shown(self.url)
 
     @property
     def scheme(self) -> str:
@@ -55,6 +55,18 @@ def without_secrets(text: str, url: str = "") -> str:
     if query:
         text = text.replace(query, "…")
     return _URL_IN_TEXT.sub(r"\1\2", text)
+
+
+def shown(value: Any) -> Any:
+    """A value of a configuration, its lists and mappings too, with no password or query in the urls that it holds."""
+    if isinstance(value, dict):
+        return {key: shown(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return list(map(shown, value))
+    if not isinstance(value, str):
+        return value
+    # A text that is one url is cut at its query, which may hold spaces and quotes; in other texts these end a url.
+    return without_secrets(value.partition("?")[0] if REMOTE.match(value) else value)
 
 
 def expand_urls(urls: str | Path | Sequence[str | Path]) -> list[Shard]:

@@ -116,11 +116,18 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Pixel values (3, R, R) float32 of a picture of any mode and size."""
-        pixels = np.asarray(self._crop(self._resize(to_rgb(image))))  # (R, R, 3)
         values = np.empty((3, self.crop_size, self.crop_size), np.float32)
-        for channel in range(3):
-            np.take(self._table[channel], pixels[:, :, channel], out=values[channel], mode="clip")
+        self.normalize(self.cropped(image), out=values)
         return torch.from_numpy(values)
+
+    def cropped(self, image: Image.Image) -> np.ndarray:
+        """A picture of any mode and size as (R, R, 3) uint8, not normalised: a quarter of the bytes."""
+        return np.asarray(self._crop(self._resize(to_rgb(image))))
+
+    def normalize(self, pixels: np.ndarray, *, out: np.ndarray) -> None:
+        """Write the pixel values of what `cropped` gives into ``out``, (3, R, R) float32."""
+        for channel in range(3):
+            np.take(self._table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after the resize, the longer edge rounded down. ValueError for no pixels."""

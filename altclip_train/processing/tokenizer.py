@@ -52,7 +52,7 @@ class TextTokenizer:
         # a pool that was started before a fork makes the library complain. The user's own setting wins.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         tokenizer.add_special_tokens(special)
-        self._tokenizer, self._words = tokenizer, WordIds(tokenizer)
+        self._tokenizer, self._words = tokenizer, WordIds(self._word_ids)
         self.model_max_length = DEFAULT_MAX_LENGTH
         self.bos_id, self.eos_id, self.pad_id = (_token_id(tokenizer, token) for token in (bos, eos, pad))
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -143,8 +143,13 @@ class TextTokenizer:
         ids_of = self._words.__getitem__
         try:
             return [begin + b"".join(map(ids_of, text.split(" ")))[:kept] + end for text in texts]
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, UnicodeEncodeError) as error:
             raise _no_text(texts) from error
+
+    def _word_ids(self, word: str) -> Sequence[int]:
+        """Ids of a word, without begin and end."""
+        (encoding,) = self._tokenizer.encode_batch_fast([word], add_special_tokens=False)
+        return encoding.ids
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """Text of one row of ids, a list of texts for several; ids as integers, lists, arrays or tensors."""

@@ -10,8 +10,7 @@ the `tokenizers` library in 64, and words as plain as "ZZZ" then come out as Z Z
 from __future__ import annotations
 
 from array import array
-
-from tokenizers import Tokenizer
+from collections.abc import Callable, Sequence
 
 # So many words take about 28 MB in each process. What is longer is seldom a word that comes again, but a sentence
 # of a script without spaces.
@@ -21,16 +20,15 @@ MOST_WORDS, LONGEST_WORD = 1 << 17, 20
 class WordIds(dict[str, bytes]):
     """Word -> its token ids without begin and end, as int64 in bytes; absent words are encoded when asked for.
 
-    Asking raises what the library raises for text that it cannot encode. Bounded: a full one starts again.
+    Asking raises what ``encode`` raises for text that it cannot encode. Bounded: a full one starts again.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, encode: Callable[[str], Sequence[int]]) -> None:
         super().__init__()
-        self._tokenizer = tokenizer
+        self._encode = encode
 
     def __missing__(self, word: str) -> bytes:
-        (encoding,) = self._tokenizer.encode_batch_fast([word], add_special_tokens=False)
-        ids = array("q", encoding.ids).tobytes()
+        ids = array("q", self._encode(word)).tobytes()
         if len(word) <= LONGEST_WORD:
             if len(self) >= MOST_WORDS:
                 self.clear()

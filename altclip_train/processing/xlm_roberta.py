@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -43,7 +44,15 @@ class XLMRTokenizer(TextTokenizer):
         tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
         special = [AddedToken(token, special=True, normalized=False) for token in self.SPECIAL_TOKENS]
         self._adopt(tokenizer, special, bos="<s>", eos="</s>", pad="<pad>")
+        self._normalizer, self._model = tokenizer.normalizer, tokenizer.model
         self.fingerprint = vocabulary.digest()
+
+    def _word_ids(self, word: str) -> Sequence[int]:
+        """As the library computes them, but without its search for special tokens and its positions: half the time."""
+        normalized = word if self._normalizer is None else self._normalizer.normalize_str(word)
+        if "<" in word or "▁" in normalized or normalized.split() != [normalized]:
+            return super()._word_ids(word)  # it may be, or become, more than one piece
+        return [token.id for token in self._model.tokenize("▁" + normalized)]
 
     def __getstate__(self) -> tuple[UnigramVocabulary, int]:
         # The library's own pickle is JSON, slow and large for 250,000 pieces.

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from altclip_train.configuration import check_configuration
-from altclip_train.data.urls import without_secrets
+from altclip_train.data.urls import shown
 from altclip_train.model_card import directory_usage, write_card
 from altclip_train.models import AltCLIPModel, CLIPModel
 from altclip_train.training import runs
@@ -69,8 +69,8 @@ class TrainingRun(L.Callback):
             runs.check_same(directory, description)
         if _rank() == 0:
             directory.mkdir(parents=True, exist_ok=True)
-            text = without_secrets(OmegaConf.to_yaml(config, resolve=True))  # urls may be signed or hold passwords
-            (directory / "config.yaml").write_text(text, encoding="utf-8")
+            without_secrets = OmegaConf.create(shown(plain))  # urls may be signed or hold passwords
+            (directory / "config.yaml").write_text(OmegaConf.to_yaml(without_secrets), encoding="utf-8")
             runs.describe_run(directory, description)
             print(f"run directory: {directory}")
             if description.start is not None:

@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from altclip_train.data.dataset import PairDataset
 from altclip_train.data.decoders import ImageTextDecoder
-from altclip_train.processing.images import to_rgb
+from altclip_train.processing.images import ImageTransform, to_rgb
 from altclip_train.types import PackedTokens
 
 KEYS = [f"{n:03d}" for n in range(10)]
@@ -81,16 +80,19 @@ class Bytes:
         return PackedTokens.from_lists([list(text.encode())[:max_length] for text in texts])
 
 
-def size_and_colour(image: Image.Image) -> torch.Tensor:
-    rgb = to_rgb(image)
-    mean = np.asarray(rgb, dtype=np.float64).mean((0, 1)).round().astype(int).tolist()
-    return torch.tensor([*rgb.size, *mean])
+class SizeAndColour(ImageTransform):
+    """Of a picture no pixels, but its size and mean colour."""
+
+    def cropped(self, image: Image.Image) -> np.ndarray:
+        rgb = to_rgb(image)
+        mean = np.asarray(rgb, dtype=np.float64).mean((0, 1)).round().astype(int)
+        return np.array([*rgb.size, *mean])
 
 
 def read(case: Case, directory: Path) -> Outcome:
     """Visit every planned sample of a case once, as training does."""
     try:
-        decoder = ImageTextDecoder(tokenizer=Bytes(), image_transform=size_and_colour, max_length=77)
+        decoder = ImageTextDecoder(tokenizer=Bytes(), image_transform=SizeAndColour(size=1, crop_size=1), max_length=77)
         dataset = PairDataset(sources=[case.make(directory)], plan_seed=0, decoder=decoder)
         delivered: Counter[str] = Counter()
         skipped: Counter[str] = Counter()
@@ -100,7 +102,7 @@ def read(case: Case, directory: Path) -> Outcome:
             skipped.update(sample.reason for sample in bad)
             if not bad:
                 delivered[record.key] += 1
-                seen = tuple(record.pixel_values.tolist()) if record.key == "003" else seen
+                seen = tuple(record.pixels.tolist()) if record.key == "003" else seen
     except (ValueError, FileNotFoundError) as error:
         return Outcome(error=_without_place(error, directory))
     problems = [_without_place(problem, directory) for problem in dataset.reader.problems]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.pair_datasets import (
-    first_pixel,
+    FirstPixel,
     image_texts,
     parallel_texts,
     pictures_with_captions,
@@ -164,9 +164,14 @@ def test_draft_is_what_the_picture_is_decoded_with(tmp_path):
     Image.linear_gradient("L").convert("RGB").save(buffer, "JPEG")
     path = write_tar(tmp_path / "0.tar", [("k", {"jpg": buffer.getvalue(), "en.txt": "a gradient"})])
     sizes = []
-    transform = lambda image: sizes.append(image.size) or first_pixel(image)  # noqa: E731
+
+    class NotesSizes(FirstPixel):
+        def cropped(self, image):
+            sizes.append(image.size)
+            return super().cropped(image)
+
     for draft in (None, lambda width, height: (width // 4, height // 4)):
-        image_texts(path, image_transform=transform, draft=draft).__getitems__([0])
+        image_texts(path, image_transform=NotesSizes(), draft=draft).__getitems__([0])
     assert sizes == [(256, 256), (64, 64)]
 
 

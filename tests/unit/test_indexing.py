@@ -1,16 +1,23 @@
 """`altclip data index`: what it builds, skips, refuses, reports and exits with."""
 
 import hashlib
+import io
 import json
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from altclip_train.cli import main
+from altclip_train.data.dataset import PairDataset
 from altclip_train.data.index import ShardState, index_path, saved_header
+from altclip_train.data.indexing import IndexJob, index_sources
 from altclip_train.data.parts import part_of_work
 from altclip_train.data.shards import ShardReader
 from altclip_train.data.urls import expand_urls
+from tests.pair_datasets import text_decoder
 from tests.servers import serve
 from tests.unit.test_remote import cache_in, shard
 
@@ -173,3 +180,100 @@ def test_shard_that_cannot_be_reached_does_not_hide_the_others(shards, capsys):
     out = capsys.readouterr().out
     assert f"there is no file {files.url}/0.tar" in out
     assert "3 samples" in out
+
+
+def text_pairs(source, cache):
+    return PairDataset(sources=[source], plan_seed=0, decoder=text_decoder(), cache=cache)
+
+
+def counting_calls(monkeypatch):
+    """Names of the calls to the memory file system from now on."""
+    calls = []
+    for name in ("info", "ls", "cat_file", "open", "glob"):
+        original = getattr(MemoryFileSystem, name)
+        monkeypatch.setattr(
+            MemoryFileSystem,
+            name,
+            lambda self, *args, _name=name, _original=original, **kwargs: (
+                calls.append(_name) or _original(self, *args, **kwargs)
+            ),
+        )
+    return calls
+
+
+@pytest.mark.parametrize("place", ["{tmp}/m.json", "memory://d/m.json", "{tmp}/m.*-of-2.json"])
+def test_manifest_of_remote_shards_answers_for_them(tmp_path, memory, monkeypatch, place):
+    for n in range(20):
+        memory.pipe_file(f"/d/{n}.tar", text_shard(n))
+    urls = "memory://d/{0..19}.tar"
+    for part in ("0/2", "1/2") if "of-2" in place else ("0/1",):
+        index("--cache-dir", tmp_path / "a", "--part", part, "--manifest", tmp_path / "m.json", urls)
+    if place.startswith("memory"):
+        memory.pipe_file("/d/m.json", (tmp_path / "m.json").read_bytes())
+    expected = text_pairs({"urls": urls}, cache=cache_in(tmp_path / "b"))
+    calls = counting_calls(monkeypatch)
+    source = {"urls": urls, "manifest": place.format(tmp=tmp_path)}
+    dataset = text_pairs(source, cache=cache_in(tmp_path / "c"))
+    assert calls == (["cat_file"] if place.startswith("memory") else [])
+    assert dataset.fingerprint == expected.fingerprint
+    assert dataset.__getitems__(range(20)).keys == expected.__getitems__(range(20)).keys
+
+
+def test_shard_that_a_manifest_does_not_list_is_asked_for(tmp_path, memory, caplog):
+    for n in range(3):
+        memory.pipe_file(f"/d/{n}.tar", text_shard(n))
+    index("--cache-dir", tmp_path / "a", "--manifest", tmp_path / "m.json", "memory://d/{0..1}.tar")
+    source = {"urls": "memory://d/{0..2}.tar", "manifest": tmp_path / "m.json"}
+    assert len(text_pairs(source, cache=cache_in(tmp_path))) == 3
+    assert "the manifest lists 2 of 3 shards, and not memory://d/2.tar" in caplog.text
+
+
+def test_shard_that_changed_since_its_manifest_is_refused_when_it_is_fetched(tmp_path, memory):
+    memory.pipe_file("/d/0.tar", text_shard(0))
+    index("--cache-dir", tmp_path / "a", "--manifest", tmp_path / "m.json", "memory://d/0.tar")
+    memory.pipe_file("/d/0.tar", text_shard(0) + bytes(10240))
+    dataset = text_pairs({"urls": "memory://d/0.tar", "manifest": tmp_path / "m.json"}, cache=cache_in(tmp_path))
+    with pytest.raises(ValueError, match=r"0\.tar has changed .*since its manifest was written: it had 10240 bytes"):
+        dataset.__getitems__([0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "KeyError: 'format'"),
+        ("[", "JSONDecodeError"),
+        ('{"format": 1, "shards": []}', "format 1, expected 2"),
+        ('{"format": 2, "shards": [{"shard": "a.tar", "error": "no tar"}]}', "a.tar could not be indexed: no tar"),
+    ],
+)
+def test_file_that_is_no_manifest_is_refused(tmp_path, memory, content, message):
+    memory.pipe_file("/d/0.tar", text_shard(0))
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"m\.json is no manifest that can be used .*{message}.*--manifest FILE"):
+        text_pairs({"urls": "memory://d/0.tar", "manifest": tmp_path / "m.json"}, cache=cache_in(tmp_path))
+
+
+def text_shard(number):
+    """A shard with one entry of parallel text."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for language in ("en", "zh"):
+            text = f"{language} {number}".encode()
+            info = tarfile.TarInfo(f"{number:03d}.{language}.txt")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+    return buffer.getvalue()
+
+
+def test_the_same_shards_may_be_indexed_by_several_at_once(shards, tmp_path):
+    job = IndexJob(cache=cache_in(tmp_path), rebuild=True)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(index_sources, [f"{shards}/*.tar"], job, processes=1) for _ in range(4)]
+    reports = [run.result() for run in runs]
+    assert all(report == reports[0] for report in reports)
+    assert [shard.samples for shard in reports[0][0].shards] == [3, 3, 3]
+    assert sorted(path.name for path in shards.glob("*.tar*")) == [
+        f"{n}.tar{end}" for n in range(3) for end in ("", ".idx")
+    ]
+    assert not list(shards.glob(".*.tmp-*"))
+    assert all(saved_header(index_path(path), ShardState.of(path)) for path in shards.glob("*.tar"))

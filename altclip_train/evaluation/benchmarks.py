@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from altclip_train.evaluation.encoder import Encoder
 
 
+GENERIC = "generic"  # protocol of a folder that is taken as it is
+
+
 class Benchmark(ABC):
     """One split of one folder, in one or several languages.
 
@@ -122,7 +125,8 @@ class RetrievalBenchmark(Benchmark):
         return BenchmarkResult(
             benchmark=self.name,
             language=language,
-            protocol=f"retrieval/{self.split}: R@K = any positive among the best K; every caption is a query",
+            protocol=GENERIC,
+            description=f"retrieval/{self.split}: R@K = any positive among the best K; every caption is a query",
             metrics=retrieval_metrics(image_features, text_features, text_to_image),
             counts={"images": len(image_features), "texts": len(captions)},
             data_sha256=self._sha256[language],
@@ -164,13 +168,14 @@ class ZeroShotBenchmark(Benchmark):
     def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
         class_names, templates = self._prompts[language]
         classifier = build_classifier(encoder.encode_texts, class_names, templates)  # (C, D)
-        protocol = f"zero-shot/{self.split}: mean of normalised prompt features over {len(templates)} templates"
+        description = f"zero-shot/{self.split}: mean of normalised prompt features over {len(templates)} templates"
         if repeated := len(class_names) - len(set(class_names)):
-            protocol += f"; {repeated} class names are repeated, their classes cannot be told apart"
+            description += f"; {repeated} class names are repeated, their classes cannot be told apart"
         return BenchmarkResult(
             benchmark=self.name,
             language=language,
-            protocol=protocol,
+            protocol=GENERIC,
+            description=description,
             metrics=zero_shot_metrics(image_features, classifier, self._labels),
             counts={"images": len(image_features), "classes": len(class_names)},
             data_sha256=self._sha256[language],

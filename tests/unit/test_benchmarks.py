@@ -159,7 +159,7 @@ def test_class_names_may_be_spelled_cn(tmp_path: Path) -> None:
 def test_repeated_class_names_are_reported(tmp_path: Path) -> None:
     (zero_shot_folder(tmp_path) / "classnames.txt").write_text("red\nred\nblack\n")
     (result,) = evaluate(ZeroShotBenchmark(root=tmp_path, language="en"))
-    assert "1 class names are repeated" in result.protocol
+    assert "1 class names are repeated" in result.description
 
 
 def test_hash_changes_with_what_is_evaluated(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def make_result(**changes: Any) -> BenchmarkResult:
     fields: dict[str, Any] = {
         "benchmark": "coco_cn",
         "language": "zh",
-        "protocol": "any positive",
+        "protocol": "coco_cn_1053",
+        "description": "any positive",
         "metrics": {"text_to_image_R@1": 0.639, "mean_recall": 0.7},
         "counts": {"images": 1000, "texts": 1053},
         "data_sha256": "ab",
@@ -49,7 +50,8 @@ def test_results_file_has_exactly_the_documented_fields(tmp_path: Path) -> None:
             {
                 "benchmark": "coco_cn",
                 "language": "zh",
-                "protocol": "any positive",
+                "protocol": "coco_cn_1053",
+                "description": "any positive",
                 "metrics": {"text_to_image_R@1": 0.639, "mean_recall": 0.7},
                 "counts": {"images": 1000, "texts": 1053},
                 "data_sha256": "ab",

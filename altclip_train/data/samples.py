@@ -56,6 +56,11 @@ def normalize_language(code: str) -> str | None:
     return "-".join([_OTHER_CODES.get(language, language), *spelled])
 
 
+def language_spellings(code: str) -> list[str]:
+    """A code and what others write in its place: zh, cn."""
+    return [code, *(other for other, ours in _OTHER_CODES.items() if ours == code)]
+
+
 def is_caption_field(field: str) -> bool:
     return field in ("json", "txt") or (field.endswith(".txt") and normalize_language(field[:-4]) is not None)
 

@@ -134,7 +134,7 @@ IMAGENET_SOURCE = "ILSVRC2012_img_val.tar (md5 29b22e2961454d5413ddabcf34fc5622)
 IMAGENET_FOLDERS = (".", "val", "validation", "ILSVRC2012_img_val", "imagenet1k/val")
 CN_TRAPS = (
     "three sets of Chinese names are in use: wukong and cnclip_label share 759 of 1,000, wukong and mclipeval 763",
-    "59.6 of AltCLIP is mclipeval, whose 80 templates are 52 different ones; 59.6 of CN-CLIP H/14 is another protocol",
+    "the published 59.6 of AltCLIP is mclipeval, whose 80 templates are 52 different ones",
     "repeated class names cannot be told apart: 1 in wukong, 3 in cnclip_label, 4 in mclipeval; results count them",
 )
 IMAGENETS = (
@@ -198,7 +198,7 @@ _BABEL_LANGUAGES = (
 )
 BABEL = KnownBenchmark(
     name="babel_imagenet",
-    title="Babel-ImageNet: ImageNet-1k in 90 languages, each with the classes that BabelNet names in it",
+    title="Babel-ImageNet, 90 languages",
     kind="zero_shot",
     protocols=(
         Protocol(
@@ -269,6 +269,7 @@ COCO_CN = KnownBenchmark(
     ),
     traps=(
         "51 pictures have two written captions and one has three: 1,053 texts, not 1,000",
+        "one of the 5,000 captions is a mere full stop: it counts",
         "the files with 'bosonseg' are cut into words and tagged: refused",
     ),
     pictures=(".", "Images", "images"),
@@ -412,6 +413,7 @@ XTD10 = KnownBenchmark(
     ),
     warning="800 of the 1,000 pictures are from COCO train2014: a model that saw COCO's captions has seen them",
     traps=(
+        "one German caption is a mere question mark: it counts",
         "Japanese is jp in the names of its files; jp and ja are one language here",
         "mCLIPEval's pair files have no header, yet it skips their first line: its scores are of 999 or 998 pairs",
         "its pair files of es it ko pl ru tr zh lack the last picture (999 lines): refused, take the repository's",

@@ -71,16 +71,20 @@ class ZeroShotBenchmark(Benchmark):
         if self.known.class_folders is None:
             return self._read_folder(root)
         files = {language: PromptFiles(self.prompt_places, PROMPT_DIGESTS) for language in self.languages}
+        # What is missing of these is said before thousands of pictures are read.
         names = _class_folders(self.known, files[self.languages[0]])
+        prompts_and_classes = {
+            language: _prompts(self.known, self.protocols[language], language, found)
+            for language, found in files.items()
+        }
         labelled = self._labelled(root, names)
-        for language, found in files.items():
-            prompts, classes = _prompts(self.known, self.protocols[language], language, found)
+        for language, (prompts, classes) in prompts_and_classes.items():
             labels = torch.tensor(labelled.labels)
             if classes is not None:
                 places = torch.full((len(names),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))
                 labels = places[labels]
             self._keep(language, prompts, labels, labelled.pictures)
-            self._changed[language] = found.changed
+            self._changed[language] = files[language].changed
         return labelled.pictures
 
     def _labelled(self, root: Shard, names: Sequence[str]) -> LabelledPictures:

@@ -223,6 +223,6 @@ def _checked(annotation: Annotation, language: str) -> list[str]:
     """Captions as training reads them too: in NFC, without control characters."""
     try:
         fields = {"json": json.dumps({language: annotation.captions}).encode()}
-        return decode_captions(fields, default_language=None)[language]
+        return decode_captions(fields, default_language=None, bare_punctuation=True)[language]
     except BadSample as error:
         raise ValueError(f"{annotation.where} has no usable captions ({error})") from error

@@ -184,7 +184,8 @@ def _captions(sample: Sample, languages: list[str]) -> dict[str, list[str]]:
     """Captions of one sample by language; a plain txt is English, or the one language asked for if alone."""
     alone = len(languages) == 1 and not any(field.endswith(".txt") for field in sample.texts)
     try:
-        captions = decode_captions(sample.texts, default_language=languages[0] if alone else "en")
+        language = languages[0] if alone else "en"
+        captions = decode_captions(sample.texts, default_language=language, bare_punctuation=True)
     except BadSample as error:
         raise ValueError(f"{sample.where} has no usable captions ({error})") from error
     for language in languages:

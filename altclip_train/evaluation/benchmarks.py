@@ -120,7 +120,8 @@ class Benchmark(ABC):
     @abstractmethod
     def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult: ...
 
-    def _changed_files(self, language: str) -> list[str]:  # noqa: ARG002
+    def more_differences(self, language: str) -> list[str]:  # noqa: ARG002
+        """How the data differ from the protocol in anything but counts."""
         return []
 
     def _compare(self, language: str, pictures: Pictures) -> None:
@@ -131,7 +132,7 @@ class Benchmark(ABC):
             for what, expected in protocol.counts.items()
             if found[what] != expected
         ]
-        differences += self._changed_files(language)
+        differences += self.more_differences(language)
         if differences and self.expect_counts:
             raise ValueError(
                 f"{self.name}: {self.root} is not the data of protocol {protocol.id} in {language!r}: it has "

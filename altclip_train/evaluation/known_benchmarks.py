@@ -471,7 +471,7 @@ MULTI30K = KnownBenchmark(
         ),
     ),
     source=f"captions: github.com/multi30k/dataset; {FLICKR_SOURCE}",
-    licence="captions: for research, as published with the shared tasks; pictures under the terms of Flickr",
+    licence="captions: their repository states none; pictures under the terms of Flickr",
     layouts=(
         "the repository: data/task1/{raw/test_2016_flickr.LANG.gz, image_splits/test_2016_flickr.txt}, data/task2/",
         "mCLIPEval: multi30k-LANG_test.txt",

@@ -58,14 +58,14 @@ class ZeroShotBenchmark(Benchmark):
         self.prompt_places = list(places)
         self.prompts: dict[str, Prompts] = {}
         self.labels: dict[str, torch.Tensor] = {}  # (N,), -1 for pictures of none of the language's classes
-        self._changed: dict[str, list[str]] = {}
+        self._more_differences: dict[str, list[str]] = {}
         self._sha256: dict[str, str] = {}
 
     def counts(self, language: str) -> dict[str, int]:
         return {"images": int((self.labels[language] >= 0).sum()), "classes": len(self.prompts[language].class_names)}
 
-    def _changed_files(self, language: str) -> list[str]:
-        return [f"another file {name} than the protocol's" for name in self._changed[language]]
+    def more_differences(self, language: str) -> list[str]:
+        return self._more_differences[language]
 
     def _read(self, root: Shard) -> Pictures:
         if self.known.class_folders is None:
@@ -84,7 +84,8 @@ class ZeroShotBenchmark(Benchmark):
                 places = torch.full((len(names),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))
                 labels = places[labels]
             self._keep(language, prompts, labels, labelled.pictures)
-            self._changed[language] = files[language].changed
+            changed = [f"another file {name} than the protocol's" for name in files[language].changed]
+            self._more_differences[language] = changed + _without_pictures(names, labelled.labels)
         return labelled.pictures
 
     def _labelled(self, root: Shard, names: Sequence[str]) -> LabelledPictures:
@@ -110,7 +111,7 @@ class ZeroShotBenchmark(Benchmark):
         labels = torch.tensor(pictures.labels(max(counts.values())))
         for language, found in prompts.items():
             self._keep(language, found, labels, pictures)
-            self._changed[language] = []
+            self._more_differences[language] = []
         return pictures
 
     def _keep(self, language: str, prompts: Prompts, labels: torch.Tensor, pictures: Pictures) -> None:
@@ -135,6 +136,11 @@ class ZeroShotBenchmark(Benchmark):
             data_sha256=self._sha256[language],
             chance=zero_shot_chance(len(class_names)),
         )
+
+
+def _without_pictures(names: Sequence[str], labels: Sequence[int]) -> list[str]:
+    missing = sorted(set(range(len(names))) - set(labels))
+    return [f"no pictures of {len(missing):,} classes, such as {names[missing[0]]}"] if missing else []
 
 
 def class_folder_names(known: KnownBenchmark, files: PromptFiles) -> list[str]:

@@ -333,6 +333,7 @@ def test_labels_of_synset_folders_are_their_order(tmp_path: Path, below: str) ->
     assert labels(benchmark, "zh") == {"n01/c.JPEG": 0, "n03/a.JPEG": 2, "n03/b.JPEG": 2}
     assert benchmark.prompts["zh"] == (["鱼", "太阳镜", "太阳镜"], ["{c}的照片。", "许多{c}。"])
     assert benchmark.counts("zh") == {"images": 3, "classes": 3}
+    assert "no pictures of 1 classes, such as n02" in benchmark.description("zh")
 
 
 def test_names_of_a_subset_are_those_of_its_synsets(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import ast
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from altclip_train.data.cache import default_directory
 from altclip_train.evaluation.readers.clip_benchmark import lines
 
 WHEEL = "clip-benchmark==1.6.2"
-WHEELS = "clip_benchmark-*.whl"
+WHEELS = "clip_benchmark-1.6.2-*.whl"
 
 
 class Prompts(NamedTuple):
@@ -92,11 +92,11 @@ def how_to_get(name: str) -> str:
     return f"get {sources[name]} and put it there"
 
 
-def _candidates(place: Path, name: str) -> Iterator[tuple[str, Any]]:
+def _candidates(place: Path, name: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Where ``name`` may lie in a place, and a function that reads it there."""
     if place.is_dir():
-        paths = [place / name, *([place / Path(name).name] if "/" not in name else [])]
-        yield from ((str(path), path.read_bytes) for path in paths if path.is_file())
+        if (place / name).is_file():
+            yield str(place / name), (place / name).read_bytes
         wheels = sorted(place.glob(WHEELS))
     else:
         if place.name == Path(name).name:

@@ -111,8 +111,8 @@ def read_first_line(url: RemoteUrl, patience: Patience) -> bytes | None:
         return None
 
 
-def read(url: RemoteUrl, patience: Patience) -> bytes:
-    """A whole remote file. Raises what :func:`state_of` raises."""
+def read_file(url: RemoteUrl, patience: Patience) -> bytes:
+    """All of a small remote file. Raises what :func:`state_of` raises."""
     return _patiently(url, patience, lambda remote: remote.call(remote.filesystem.cat_file, remote.path))
 
 

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from altclip_train.data.cache import ShardCache
 from altclip_train.data.index import ShardIndex, ShardState, parse_header, saved_header
-from altclip_train.data.remote import READ_ONLY, listed_states, read, read_first_line, state_of
+from altclip_train.data.remote import READ_ONLY, listed_states, read_file, read_first_line, state_of
 from altclip_train.data.urls import INDEX_SUFFIX, RemoteUrl, Shard
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """Scores of one benchmark in one language; metrics and chance levels are shares in [0, 1]."""
+    """Scores of one benchmark in one language; metrics and chance levels are shares in [0, 1].
+
+    Scores of one benchmark and language may be compared when ``protocol``, a short id, is the same.
+    """
 
     benchmark: str
     language: str
     protocol: str
+    description: str  # what the protocol is, and what to know of this result
     metrics: dict[str, float]
     counts: dict[str, int]
     data_sha256: str
@@ -38,6 +42,7 @@ class BenchmarkResult:
             "benchmark": self.benchmark,
             "language": self.language,
             "protocol": self.protocol,
+            "description": self.description,
             "metrics": self.metrics,
             "counts": self.counts,
             "data_sha256": self.data_sha256,

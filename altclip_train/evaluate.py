@@ -1,7 +1,9 @@
 """Evaluation command: ``python -m altclip_train.evaluate checkpoint=DIR 'eval=[starter_retrieval]'``.
 
-Prints a table and writes ``results.json`` into the run's output directory. Bad paths, data and names are
-reported before a model is loaded.
+Prints a table and writes ``results.json``, ``results.csv``, ``results.html`` and ``samples.json`` into the run's output
+directory. ``'checkpoint=[A,B]'`` evaluates several models on the same pictures in one run: each has its files in a
+folder of its own, one page shows them all, and each is compared with the first. Bad paths, data and names are reported
+before a model is loaded.
 """
 
 from __future__ import annotations
@@ -9,19 +11,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 from altclip_train.command import run_main
 from altclip_train.configuration import check_configuration
 from altclip_train.errors import short_errors
-from altclip_train.evaluation import BenchmarkResult, Encoder, result_tables, write_results
+from altclip_train.evaluation import BenchmarkResult, Encoder, compare, result_tables, write_results
+from altclip_train.evaluation.comparison import print_comparison
+from altclip_train.evaluation.results import RESULTS, SAMPLES, write_csv, write_samples
 from altclip_train.hub import local_directory
 
 if TYPE_CHECKING:
@@ -139,20 +144,48 @@ def load_encoder(directory: Path, *, batch_size: int, device: str) -> Encoder:
 def main(config: DictConfig) -> None:
     with short_errors():
         check_configuration(OmegaConf.to_container(config.eval, resolve=True, throw_on_missing=True), "eval")
-        find_checkpoint(config.checkpoint)
+        checkpoints = _checkpoints(config.checkpoint)
+        for checkpoint in checkpoints:
+            find_checkpoint(checkpoint)
         benchmarks: dict[str, Any] = instantiate(config.eval, _convert_="all")
-        results = evaluate(
-            checkpoint=config.checkpoint,
-            benchmarks=benchmarks,
-            batch_size=config.batch_size,
-            device=config.device,
-        )
+        results = {}
+        for letter, checkpoint in zip(ascii_uppercase, checkpoints, strict=False):
+            results[letter] = evaluate(
+                checkpoint=checkpoint, benchmarks=benchmarks, batch_size=config.batch_size, device=config.device
+            )
         output = Path(HydraConfig.get().runtime.output_dir)
-        file = write_results(output / "results.json", config.checkpoint, results)
-        console = Console()
-        for table in result_tables(results):
-            console.print(table)
-        console.print(f"written to {file}", soft_wrap=True, markup=False)
+        models = dict(zip(ascii_uppercase, map(str, checkpoints), strict=False))
+        for letter, checkpoint in models.items():
+            place = output / letter if len(models) > 1 else output
+            write_results(place / RESULTS, checkpoint, results[letter])
+            write_samples(place / SAMPLES, results[letter])
+            write_csv(place / "results.csv", results[letter])
+        _print(models, results)
+        Console().print(f"written to {output / RESULTS if len(models) == 1 else output}", soft_wrap=True, markup=False)
+
+
+def _checkpoints(given: Any) -> list[str | None]:
+    """One or several. Raises ValueError for none of several, and for more than there are letters."""
+    if not isinstance(given, ListConfig):
+        return [given]
+    if not 0 < len(given) <= len(ascii_uppercase):
+        raise ValueError(f"checkpoint is a list of {len(given)}, expected 1 to {len(ascii_uppercase)} models")
+    return list(given)
+
+
+def _print(models: dict[str, str], results: dict[str, list[BenchmarkResult]]) -> None:
+    console = Console()
+    for table in result_tables(results):
+        console.print(table)
+    if len(models) == 1:
+        return
+    for letter, checkpoint in models.items():
+        console.print(f"{letter}: {checkpoint}", soft_wrap=True, markup=False)
+    first, *others = models
+    for letter in others:
+        console.print(f"\nfirst: {first}, second: {letter}", soft_wrap=True, markup=False)
+        for comparison in compare(results[first], results[letter]):
+            print_comparison(console, comparison, samples=0)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from altclip_train.evaluation.benchmarks import RetrievalBenchmark, ZeroShotBenchmark
+from altclip_train.evaluation.comparison import compare
 from altclip_train.evaluation.encoder import Encoder
-from altclip_train.evaluation.results import BenchmarkResult, result_tables, write_results
+from altclip_train.evaluation.results import BenchmarkResult, read_results, result_tables, write_results
 from altclip_train.evaluation.retrieval import retrieval_chance, retrieval_metrics
 from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chance, zero_shot_metrics
 
@@ -20,6 +21,8 @@ __all__ = [
     "RetrievalBenchmark",
     "ZeroShotBenchmark",
     "build_classifier",
+    "compare",
+    "read_results",
     "result_tables",
     "retrieval_chance",
     "retrieval_metrics",

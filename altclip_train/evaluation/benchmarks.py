@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,9 +31,10 @@ from altclip_train.data.samples import (
     normalize_language,
 )
 from altclip_train.data.shards import ShardReader
+from altclip_train.evaluation.examples import retrieval_examples
 from altclip_train.evaluation.results import BenchmarkResult
-from altclip_train.evaluation.retrieval import retrieval_chance, retrieval_metrics
-from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chance, zero_shot_metrics
+from altclip_train.evaluation.retrieval import retrieval_chance, retrieval_outcome
+from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chance, zero_shot_outcome
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,6 +87,15 @@ class Benchmark(ABC):
         image_features = encoder.encode_images(folder.pictures(), cache_key=folder.pictures_sha256)  # (N, D)
         return [self._evaluate(encoder, image_features, language) for language in self.languages]
 
+    def picture_names(self) -> list[str]:
+        """The key of each picture, in order."""
+        return [sample.where.rpartition(": ")[2] for sample in self.prepare().samples]
+
+    def show(self, numbers: Iterable[int]) -> dict[int, Image.Image]:
+        """Some of the pictures, by their number."""
+        wanted = set(numbers)
+        return {n: load() for n, load in enumerate(self.prepare().pictures()) if n in wanted}
+
     @abstractmethod
     def _read(self, folder: SplitFolder) -> None: ...
 
@@ -122,15 +132,18 @@ class RetrievalBenchmark(Benchmark):
     def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
         captions, text_to_image = self._captions[language], self._text_to_image[language]
         text_features = encoder.encode_texts(captions)  # (M, D)
-        return BenchmarkResult(
+        return BenchmarkResult.of(
+            retrieval_outcome(image_features, text_features, text_to_image),
             benchmark=self.name,
             language=language,
             protocol=GENERIC,
             description=f"retrieval/{self.split}: R@K = any positive among the best K; every caption is a query",
-            metrics=retrieval_metrics(image_features, text_features, text_to_image),
             counts={"images": len(image_features), "texts": len(captions)},
             data_sha256=self._sha256[language],
             chance=retrieval_chance(len(image_features), text_to_image),
+            pictures=self.picture_names(),
+            texts=captions,
+            examples=retrieval_examples(image_features, text_features, text_to_image),
         )
 
 
@@ -171,15 +184,17 @@ class ZeroShotBenchmark(Benchmark):
         description = f"zero-shot/{self.split}: mean of normalised prompt features over {len(templates)} templates"
         if repeated := len(class_names) - len(set(class_names)):
             description += f"; {repeated} class names are repeated, their classes cannot be told apart"
-        return BenchmarkResult(
+        return BenchmarkResult.of(
+            zero_shot_outcome(image_features, classifier, self._labels),
             benchmark=self.name,
             language=language,
             protocol=GENERIC,
             description=description,
-            metrics=zero_shot_metrics(image_features, classifier, self._labels),
             counts={"images": len(image_features), "classes": len(class_names)},
             data_sha256=self._sha256[language],
             chance=zero_shot_chance(len(class_names)),
+            pictures=self.picture_names(),
+            texts=class_names,
         )
 
 

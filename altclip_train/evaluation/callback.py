@@ -69,7 +69,7 @@ class BenchmarkCallback(L.Callback):
             self._evaluate(trainer, pl_module)
         if trainer.is_global_zero:
             console = Console()
-            for table in result_tables(self.results):
+            for table in result_tables({"": self.results}):
                 console.print(table)
 
     def _prepare(self) -> None:

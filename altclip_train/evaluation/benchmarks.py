@@ -39,7 +39,7 @@ from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chanc
 if TYPE_CHECKING:
     from PIL import Image
 
-    from altclip_train.evaluation.encoder import Encoder
+    from altclip_train.evaluation.encoder import FeatureEncoder
 
 
 GENERIC = "generic"  # protocol of a folder that is taken as it is
@@ -81,7 +81,7 @@ class Benchmark(ABC):
             self._folder = folder
         return self._folder
 
-    def evaluate(self, encoder: Encoder) -> list[BenchmarkResult]:
+    def evaluate(self, encoder: FeatureEncoder) -> list[BenchmarkResult]:
         """One result per language. Raises ValueError naming a picture that cannot be decoded."""
         folder = self.prepare()
         image_features = encoder.encode_images(folder.pictures(), cache_key=folder.pictures_sha256)  # (N, D)
@@ -100,7 +100,7 @@ class Benchmark(ABC):
     def _read(self, folder: SplitFolder) -> None: ...
 
     @abstractmethod
-    def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult: ...
+    def _evaluate(self, encoder: FeatureEncoder, image_features: torch.Tensor, language: str) -> BenchmarkResult: ...
 
 
 class RetrievalBenchmark(Benchmark):
@@ -129,7 +129,7 @@ class RetrievalBenchmark(Benchmark):
             self._text_to_image[language] = torch.tensor(owners)
             self._sha256[language] = _sha256(folder.pictures_sha256, *("\n".join(texts) for texts in by_image))
 
-    def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
+    def _evaluate(self, encoder: FeatureEncoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
         captions, text_to_image = self._captions[language], self._text_to_image[language]
         text_features = encoder.encode_texts(captions)  # (M, D)
         return BenchmarkResult.of(
@@ -178,7 +178,7 @@ class ZeroShotBenchmark(Benchmark):
             texts = (str(labels), "\n".join(class_names), "\n".join(templates))
             self._sha256[language] = _sha256(folder.pictures_sha256, *texts)
 
-    def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
+    def _evaluate(self, encoder: FeatureEncoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
         class_names, templates = self._prompts[language]
         classifier = build_classifier(encoder.encode_texts, class_names, templates)  # (C, D)
         description = f"zero-shot/{self.split}: mean of normalised prompt features over {len(templates)} templates"

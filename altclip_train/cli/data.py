@@ -17,6 +17,7 @@ def add(tools: Tools) -> None:
     _add_inspect(actions)
     _add_verify(actions)
     _add_bench(actions)
+    _add_fetch_help(actions)
 
 
 def _add_starter(actions: Tools) -> None:
@@ -153,6 +154,24 @@ def _add_bench(actions: Tools) -> None:
     tool.set_defaults(run=_bench)
 
 
+def _add_fetch_help(actions: Tools) -> None:
+    tool = actions.add_parser(
+        "fetch-help",
+        help="where a benchmark comes from, what it must hold, and whether a folder holds it",
+        description="Without NAME list all benchmarks. With NAME say where it comes from, its licence, protocols, "
+        "files and traps. With a folder verify what lies there: files, counts, every picture. Exits with 1 when no "
+        "protocol fits. Nothing is fetched.",
+    )
+    tool.add_argument("name", nargs="?", metavar="NAME")
+    tool.add_argument("root", nargs="?", metavar="DIR", help="verify this folder; one of shards may be remote")
+    tool.add_argument(
+        "--language", nargs="+", metavar="LANG", help="verify these (default: the first of each protocol)"
+    )
+    tool.add_argument("--prompts", nargs="+", metavar="PATH", help="files with class names and templates")
+    tool.add_argument("--pictures", metavar="DIR", help="folder of the pictures, where it is not below DIR")
+    tool.set_defaults(run=_fetch_help)
+
+
 def _starter(options: argparse.Namespace) -> None:
     from altclip_train.data.starter import build_starter, ensure_starter
 
@@ -198,5 +217,11 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from altclip_train.data.loader_bench import run
+
+    run(options)
+
+
+def _fetch_help(options: argparse.Namespace) -> None:
+    from altclip_train.evaluation.fetch_help import run
 
     run(options)

@@ -111,6 +111,11 @@ def read_first_line(url: RemoteUrl, patience: Patience) -> bytes | None:
         return None
 
 
+def read_file(url: RemoteUrl, patience: Patience) -> bytes:
+    """All of a small remote file. Raises what :func:`state_of` raises."""
+    return _patiently(url, patience, lambda remote: remote.call(remote.filesystem.cat_file, remote.path))
+
+
 def write(url: RemoteUrl, data: bytes, patience: Patience) -> bool:
     """Write a remote file in one piece; False where that place does not take files."""
     if url.scheme in READ_ONLY:

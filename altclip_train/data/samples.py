@@ -56,6 +56,11 @@ def normalize_language(code: str) -> str | None:
     return "-".join([_OTHER_CODES.get(language, language), *spelled])
 
 
+def language_spellings(code: str) -> list[str]:
+    """A code and what others write in its place: zh, cn."""
+    return [code, *(other for other, ours in _OTHER_CODES.items() if ours == code)]
+
+
 def is_caption_field(field: str) -> bool:
     return field in ("json", "txt") or (field.endswith(".txt") and normalize_language(field[:-4]) is not None)
 
@@ -68,25 +73,29 @@ def is_image_text_field(field: str) -> bool:
     return is_image_field(field) or is_caption_field(field)
 
 
-def decode_captions(fields: Mapping[str, bytes], *, default_language: str | None) -> dict[str, list[str]]:
+def decode_captions(
+    fields: Mapping[str, bytes], *, default_language: str | None, bare_punctuation: bool = False
+) -> dict[str, list[str]]:
     """Captions by language, from ``<lang>.txt`` and ``txt`` (one per line), else from ``json``.
 
     A ``txt`` is in ``default_language``. Beside texts a json is a crawler's metadata and not read; of one
     that is read, only keys that are language codes and hold text count. Captions come in NFC and without control
-    characters. Raises BadSample.
+    characters; ``bare_punctuation`` lets those pass that say nothing, which published benchmarks have. Raises
+    BadSample.
     """
     captions: dict[str, list[str]] = {}
     for field, data in fields.items():
         language = normalize_language(field[:-4]) if field.endswith(".txt") else None
         if language is not None:
-            _add(captions, language, _lines(field, data), field)
+            _add(captions, language, _lines(field, data), field, bare_punctuation)
     if "txt" in fields and default_language is not None and default_language not in captions:
-        _add(captions, default_language, _lines("txt", fields["txt"]), "txt")
+        _add(captions, default_language, _lines("txt", fields["txt"]), "txt", bare_punctuation)
     if not captions and "json" in fields:
         for key, value in _json_object(fields["json"]).items():
             language = normalize_language(key)
             if language is not None and isinstance(value, str | list):
-                _add(captions, language, [value] if isinstance(value, str) else value, f"json key {key!r}")
+                texts = [value] if isinstance(value, str) else value
+                _add(captions, language, texts, f"json key {key!r}", bare_punctuation)
     if not captions and "txt" in fields:
         raise BadSample("caption_language", "txt is in no known language: give its source `languages` with just one")
     if not captions:
@@ -94,15 +103,15 @@ def decode_captions(fields: Mapping[str, bytes], *, default_language: str | None
     return captions
 
 
-def _add(captions: dict[str, list[str]], language: str, texts: list[str], origin: str) -> None:
+def _add(captions: dict[str, list[str]], language: str, texts: list[str], origin: str, bare_punctuation: bool) -> None:
     if language in captions:
         raise BadSample("caption_repeated", f"{origin} gives {language!r} a second time")
-    captions[language] = [_checked(text, origin) for text in texts]
+    captions[language] = [_checked(text, origin, bare_punctuation) for text in texts]
     if not texts:
         raise BadSample("caption_empty", origin)
 
 
-def _checked(text: object, origin: str) -> str:
+def _checked(text: object, origin: str, bare_punctuation: bool) -> str:
     """The caption in NFC, without control characters. Raises BadSample."""
     if not isinstance(text, str):
         raise BadSample("caption_type", f"{origin} holds {type(text).__name__}, expected text")
@@ -121,7 +130,7 @@ def _checked(text: object, origin: str) -> str:
     text = text.strip()
     if not text:
         raise BadSample("caption_empty", origin)
-    if not any(map(_says_something, text)):
+    if not bare_punctuation and not any(map(_says_something, text)):
         raise BadSample("caption_punctuation", f"{origin} is {text[:20]!r}: no letter, digit or symbol")
     return text
 

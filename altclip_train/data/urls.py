@@ -49,6 +49,12 @@ class RemoteUrl:
 Shard: TypeAlias = Path | RemoteUrl
 
 
+def place(root: str | Path) -> Shard:
+    """A local path, or a url that lies elsewhere."""
+    text = str(root)
+    return RemoteUrl(text.rstrip("/")) if REMOTE.match(text) else Path(text.removeprefix("file://")).expanduser()
+
+
 def without_secrets(text: str, url: str = "") -> str:
     """``text`` with every url in it cut down to scheme, host and path, and without the query of ``url``."""
     query = urlsplit(url).query

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from altclip_train.evaluation.benchmarks import RetrievalBenchmark, ZeroShotBenchmark
 from altclip_train.evaluation.comparison import compare
 from altclip_train.evaluation.encoder import Encoder, FeatureEncoder
 from altclip_train.evaluation.results import BenchmarkResult, read_results, result_tables, write_results
 from altclip_train.evaluation.retrieval import retrieval_chance, retrieval_metrics
+from altclip_train.evaluation.retrieval_benchmark import RetrievalBenchmark
 from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chance, zero_shot_metrics
+from altclip_train.evaluation.zero_shot_benchmark import ZeroShotBenchmark
 
 if TYPE_CHECKING:
     from altclip_train.evaluation.callback import BenchmarkCallback, StopEarly

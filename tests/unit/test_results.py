@@ -18,6 +18,7 @@ from rich.console import Console
 from altclip_train.command import hints_at_overrides
 from altclip_train.evaluate import CONFIGS, evaluate, find_checkpoint
 from altclip_train.evaluation import BenchmarkResult, result_tables, write_results
+from altclip_train.evaluation.known_benchmarks import KNOWN
 
 
 def make_result(**changes: Any) -> BenchmarkResult:
@@ -219,16 +220,18 @@ def test_no_benchmark_says_what_to_pass(tmp_path: Path) -> None:
 
 def test_every_benchmark_configuration_makes_its_benchmark() -> None:
     names = sorted(file.stem for file in (CONFIGS / "eval").glob("*.yaml"))
+    assert [name for name in names if not name.startswith("starter")] == sorted(KNOWN)
     overrides = [f"eval=[{','.join(names)}]", "starter=elsewhere"]
-    for name in ("retrieval", "zero_shot"):
-        overrides += [f"eval.{name}.root=somewhere", f"eval.{name}.language=[en,zh]"]
+    overrides += [f"eval.{name}.root=somewhere" for name in KNOWN]
+    overrides += [f"eval.{name}.language=[en,zh]" for name in ("retrieval", "zero_shot")]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         benchmarks = instantiate(compose("evaluate", overrides).eval, _convert_="all")
     assert [benchmark.name for benchmark in benchmarks.values()] == names
     for name, benchmark in benchmarks.items():
-        generic = name in ("retrieval", "zero_shot")
-        assert benchmark.root == Path("somewhere" if generic else f"elsewhere/eval/{name}")
-        assert benchmark.languages == (["en", "zh"] if generic else ["en", "zh", "ja"])
+        assert benchmark.root == Path("somewhere" if name in KNOWN else f"elsewhere/eval/{name}")
+        assert benchmark.known is KNOWN.get(name, KNOWN[benchmark.kind])
+        if name.startswith("starter"):
+            assert benchmark.languages == ["en", "zh", "ja"]
 
 
 @pytest.mark.parametrize(

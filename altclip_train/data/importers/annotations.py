@@ -79,8 +79,8 @@ def _refuse_tags(file: Path, annotations: Sequence[Annotation]) -> None:
         where, caption = tagged[0]
         raise ValueError(
             f"{where}: {caption[:60]!r}: {len(tagged)} of {len(annotations)} captions of {file.name} are words with "
-            "part-of-speech tags, on which models fail; use the untagged captions (for COCO-CN the file without "
-            "'bosonseg')"
+            "part-of-speech tags, on which models fail; use the untagged captions (COCO-CN: the file without "
+            "'bosonseg'; Flickr30k-CN: flickr30k_cn_test.txt of CLIP_benchmark's pull request 101)"
         )
 
 

@@ -46,7 +46,7 @@ def index_texts(files: Sequence[Path], target: Path) -> None:
         with open(file, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    for image_id in _image_ids(line, f"{file}:{number}"):
+                    for image_id in read_text_record(line, f"{file}:{number}")[1]:
                         ids.append(image_id)
                         places.append(place)
                         offsets.append(offset)
@@ -55,12 +55,13 @@ def index_texts(files: Sequence[Path], target: Path) -> None:
     np.save(target, table[:, np.argsort(table[0], kind="stable")])
 
 
-def _image_ids(line: bytes, where: str) -> list[int]:
+def read_text_record(line: bytes, where: str) -> tuple[str, list[int]]:
+    """Text and ids of its pictures, from a line of ``<split>_texts.jsonl``. Raises ValueError with ``where``."""
     try:
         record = json.loads(line)
         if not isinstance(record["text"], str):
             raise ValueError("text is not a string")
-        return [int(image_id) for image_id in record["image_ids"]]
+        return record["text"], [int(image_id) for image_id in record["image_ids"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: {type(error).__name__}: {error}: expected an object with text and image_ids, a list of integers"

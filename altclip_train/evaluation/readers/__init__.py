@@ -1,0 +1,1 @@
+"""Benchmarks as people have them on disk: pictures, captions, labels, class names and templates."""

@@ -2,8 +2,9 @@
 
 Prints a table and writes ``results.json``, ``results.csv``, ``results.html`` and ``samples.json`` into the run's output
 directory. ``'checkpoint=[A,B]'`` evaluates several models on the same pictures in one run: each has its files in a
-folder of its own, one page shows them all, and each is compared with the first. Bad paths, data and names are reported
-before a model is loaded.
+folder of its own, one page shows them all, and each is compared with the first. ``transformers:DIR`` and
+``open_clip:DIR_OR_NAME`` are models of other libraries, where these are installed. Bad paths, data and names are
+reported before a model is loaded.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from rich.console import Console
 from altclip_train.command import run_main
 from altclip_train.configuration import check_configuration
 from altclip_train.errors import short_errors
-from altclip_train.evaluation import BenchmarkResult, Encoder, compare, result_tables, write_results
+from altclip_train.evaluation import BenchmarkResult, Encoder, FeatureEncoder, compare, result_tables, write_results
 from altclip_train.evaluation.comparison import print_comparison
+from altclip_train.evaluation.other_models import library_of, load_other
+from altclip_train.evaluation.report import write_page
 from altclip_train.evaluation.results import RESULTS, SAMPLES, write_csv, write_samples
 from altclip_train.hub import local_directory
 
@@ -102,16 +105,21 @@ def evaluate(
     batch_size: int,
     device: str,
 ) -> list[BenchmarkResult]:
-    """Scores of the model in the directory ``checkpoint`` on every benchmark.
+    """Scores of the model in the directory ``checkpoint``, or of another library's, on every benchmark.
 
     ``device`` is "cpu", "cuda" or "auto", which takes a GPU if there is one.
     """
-    directory = find_checkpoint(checkpoint)
+    library, name = library_of(str(checkpoint)) if checkpoint is not None else (None, "")
+    directory = find_checkpoint(checkpoint) if library is None else Path()
     if not benchmarks:
         raise ValueError("no benchmark given; pass for example 'eval=[starter_retrieval,starter_zero_shot]'")
     for benchmark in benchmarks.values():
         benchmark.prepare()
-    encoder = load_encoder(directory, batch_size=batch_size, device=device)
+    encoder: FeatureEncoder
+    if library is None:
+        encoder = load_encoder(directory, batch_size=batch_size, device=device)
+    else:
+        encoder = load_other(library, name, batch_size=batch_size, device=_device(device))
     results: list[BenchmarkResult] = []
     for benchmark in benchmarks.values():
         logger.info("evaluating %s (%s)", benchmark.name, ", ".join(benchmark.languages))
@@ -127,10 +135,8 @@ def load_encoder(directory: Path, *, batch_size: int, device: str) -> Encoder:
     from altclip_train.models import load_model
     from altclip_train.processing import AltCLIPProcessor
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = AltCLIPProcessor.from_pretrained(directory)
-    model = load_model(directory).to(device)
+    model = load_model(directory).to(_device(device))
     rows = model.config.text_config.vocab_size
     if len(processor.tokenizer) > rows:
         raise ValueError(
@@ -140,13 +146,18 @@ def load_encoder(directory: Path, *, batch_size: int, device: str) -> Encoder:
     return Encoder(model, processor, batch_size=batch_size)
 
 
+def _device(name: str) -> str:
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
 def main(config: DictConfig) -> None:
     with short_errors():
         check_configuration(OmegaConf.to_container(config.eval, resolve=True, throw_on_missing=True), "eval")
         checkpoints = _checkpoints(config.checkpoint)
         for checkpoint in checkpoints:
-            find_checkpoint(checkpoint)
+            if checkpoint is None or library_of(checkpoint)[0] is None:
+                find_checkpoint(checkpoint)
         benchmarks: dict[str, Any] = instantiate(config.eval, _convert_="all")
         results = {}
         for letter, checkpoint in zip(ascii_uppercase, checkpoints, strict=False):
@@ -160,8 +171,10 @@ def main(config: DictConfig) -> None:
             write_results(place / RESULTS, checkpoint, results[letter])
             write_samples(place / SAMPLES, results[letter])
             write_csv(place / "results.csv", results[letter])
+        page = write_page(output / "results.html", models, results, benchmarks)
         _print(models, results)
-        Console().print(f"written to {output / RESULTS if len(models) == 1 else output}", soft_wrap=True, markup=False)
+        written = output / RESULTS if len(models) == 1 else output
+        Console().print(f"written to {written}; to look at: {page}", soft_wrap=True, markup=False)
 
 
 def _checkpoints(given: Any) -> list[str | None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from altclip_train.evaluation.ranks import MAX_SCORES, label_ranks
 
 PLACEHOLDER = "{c}"
+PROMPTS_AT_ONCE = 8192  # enough for batches of equal length, few enough for their features
 
 
 def build_classifier(
@@ -22,7 +23,7 @@ def build_classifier(
 ) -> Tensor:
     """Class weights (C, D): each prompt's feature normalised, averaged over templates, normalised again.
 
-    Every distinct prompt is encoded once, all in one call; a template listed twice weighs twice.
+    Prompts are encoded for many classes at a time, each distinct one once; a template listed twice weighs twice.
     Raises ValueError for a template without ``{c}`` and for empty lists.
     """
     if not class_names or not templates:
@@ -30,6 +31,19 @@ def build_classifier(
     for template in templates:
         if PLACEHOLDER not in template:
             raise ValueError(f"template {template!r} lacks the placeholder {PLACEHOLDER} for the class name")
+    names = list(dict.fromkeys(class_names))
+    at_once = max(1, PROMPTS_AT_ONCE // len(templates))
+    groups = [names[start : start + at_once] for start in range(0, len(names), at_once)]
+    weights = torch.cat([_class_weights(encode_text, group, templates) for group in groups])
+    if len(names) == len(class_names):
+        return weights
+    place = {name: i for i, name in enumerate(names)}
+    return weights[[place[name] for name in class_names]]
+
+
+def _class_weights(
+    encode_text: Callable[[list[str]], Tensor], class_names: Sequence[str], templates: Sequence[str]
+) -> Tensor:
     prompts = [[template.replace(PLACEHOLDER, name) for template in templates] for name in class_names]
     position = {prompt: i for i, prompt in enumerate(dict.fromkeys(p for row in prompts for p in row))}
     features = F.normalize(encode_text(list(position)).float(), dim=-1)  # (distinct prompts, D)

@@ -17,6 +17,20 @@ SCRIPTS = {
     "stage_one": TINY,
     "stage_two": TINY,
     "zero_shot": ["--size", "tiny", "--classes", "3", "--templates", "4"],
+    "evaluation": [
+        "--images",
+        "12",
+        "--texts",
+        "30",
+        "--pictures",
+        "20",
+        "--classes",
+        "6",
+        "--templates",
+        "4",
+        "--width",
+        "8",
+    ],
 }
 
 

@@ -55,8 +55,8 @@ def listed() -> Iterator[str]:
 def explained(known: KnownBenchmark) -> Iterator[str]:
     """All that is known of a benchmark."""
     yield f"{known.name}: {known.title}"
-    for protocol in known.protocols:
-        default = " (default)" if protocol is known.protocols[0] and len(known.protocols) > 1 else ""
+    for number, protocol in enumerate(known.protocols):
+        default = " (default)" if number == 0 and len(known.protocols) > 1 else ""
         languages = f" [{' '.join(protocol.languages)}]" if protocol.languages else ""
         yield f"protocol {protocol.id}{default}: {protocol.description}{counts_of(protocol)}{languages}"
     yield f"from: {known.source}"

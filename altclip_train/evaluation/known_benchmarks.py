@@ -385,7 +385,7 @@ COCO = KnownBenchmark(
 XTD10_LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "ko", "pl", "ru", "tr", "zh")
 XTD10 = KnownBenchmark(
     name="xtd10",
-    title="XTD10, test pictures of COCO in eleven languages",
+    title="XTD10, pictures of COCO in eleven languages",
     kind="retrieval",
     protocols=(
         Protocol(

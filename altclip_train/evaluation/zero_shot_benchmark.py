@@ -72,13 +72,13 @@ class ZeroShotBenchmark(Benchmark):
             return self._read_folder(root)
         files = {language: PromptFiles(self.prompt_places, PROMPT_DIGESTS) for language in self.languages}
         # What is missing of these is said before thousands of pictures are read.
-        names = _class_folders(self.known, files[self.languages[0]])
-        prompts_and_classes = {
-            language: _prompts(self.known, self.protocols[language], language, found)
+        names = class_folder_names(self.known, files[self.languages[0]])
+        found_prompts = {
+            language: prompts_and_classes(self.known, self.protocols[language], language, found)
             for language, found in files.items()
         }
         labelled = self._labelled(root, names)
-        for language, (prompts, classes) in prompts_and_classes.items():
+        for language, (prompts, classes) in found_prompts.items():
             labels = torch.tensor(labelled.labels)
             if classes is not None:
                 places = torch.full((len(names),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))
@@ -141,7 +141,7 @@ class ZeroShotBenchmark(Benchmark):
         )
 
 
-def _class_folders(known: KnownBenchmark, files: PromptFiles) -> list[str]:
+def class_folder_names(known: KnownBenchmark, files: PromptFiles) -> list[str]:
     """Names of the class folders in the order of their labels, which is sorted for synsets."""
     if isinstance(known.class_folders, int):
         return [str(number) for number in range(known.class_folders)]
@@ -149,7 +149,7 @@ def _class_folders(known: KnownBenchmark, files: PromptFiles) -> list[str]:
     return sorted(files.read(known.class_folders))
 
 
-def _prompts(
+def prompts_and_classes(
     known: KnownBenchmark, protocol: Protocol, language: str, files: PromptFiles
 ) -> tuple[Prompts, list[int] | None]:
     """Prompts of a language, and the class labels that its names are of; None: of all, one by one."""
@@ -161,7 +161,7 @@ def _prompts(
         if len(class_names) != len(everything):
             raise ValueError(f"{source.class_names.file} has {len(class_names):,} names, expected {len(everything):,}")
         assert known.class_folders is not None
-        chosen = set(_class_folders(known, files))
+        chosen = set(class_folder_names(known, files))
         class_names = [name for name, folder in zip(class_names, everything, strict=True) if folder in chosen]
     classes = None if source.classes is None else files.read(source.classes)
     return Prompts(class_names, templates), classes

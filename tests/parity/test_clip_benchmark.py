@@ -1,7 +1,7 @@
 """Metrics beside CLIP_benchmark's own functions, out of its wheel.
 
-    pip install --no-deps --target FOLDER clip-benchmark==1.6.2
-    CLIP_BENCHMARK=FOLDER pytest -m parity tests/parity/test_clip_benchmark.py
+    pip download --no-deps -d FOLDER clip-benchmark==1.6.2
+    PROMPT_WHEELS=FOLDER pytest -m parity tests/parity/test_clip_benchmark.py
 
 Where scores are equal it takes what ``topk`` returns; there the cases below have no ties among the best, or are
 compared after our rule is written into the scores.
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from zipimport import zipimporter
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from tests.workspace import REPOSITORY, Workspace
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.skipif("CLIP_BENCHMARK" not in os.environ, reason="CLIP_BENCHMARK=FOLDER names no unpacked wheel"),
+    pytest.mark.skipif("PROMPT_WHEELS" not in os.environ, reason="PROMPT_WHEELS=FOLDER names no folder of wheels"),
 ]
 
 
@@ -48,8 +49,8 @@ def peer() -> SimpleNamespace:
 
 
 def load(name: str) -> ModuleType:
-    file = Path(os.environ["CLIP_BENCHMARK"]) / "clip_benchmark" / "metrics" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"clip_benchmark_{name}", file)
+    (wheel,) = Path(os.environ["PROMPT_WHEELS"]).glob("clip_benchmark-1.6.2-*.whl")
+    spec = zipimporter(f"{wheel}/clip_benchmark/metrics").find_spec(name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

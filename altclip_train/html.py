@@ -17,14 +17,15 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaef;--faint:#98a3af;--line:#333b45;--back:#14181d;--band:#1c2229;
 --good:#4cc07d;--bad:#e0705f;--mark:#6ea8e6}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:76rem;padding:2rem 1.5rem 4rem;color:var(--ink);background:var(--back);
+body{margin:0 auto;max-width:88rem;padding:2rem 1.5rem 4rem;color:var(--ink);background:var(--back);
 font:15px/1.5 system-ui,"Segoe UI",Roboto,"Noto Sans","Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif}
 h1{font-size:1.7rem;margin:0 0 .3rem}h2{font-size:1.25rem;margin:2.6rem 0 .6rem;border-bottom:1px solid var(--line)}
-h3{font-size:1rem;margin:1.6rem 0 .5rem}p,ul{max-width:60rem}.faint,small{color:var(--faint)}code{font-size:.9em}
+h3{font-size:1rem;margin:1.6rem 0 .5rem}p,ul{max-width:60rem}.faint,small{color:var(--faint)}
+h1+p{margin-top:0}code{font-size:.9em}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
+.wide{margin:.8rem 0}th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;vertical-align:bottom}td.text,th.text{text-align:left}tr.faint td{color:var(--faint)}
-td small{display:block;line-height:1.1}.sheet{display:grid;gap:1.4rem;margin:1rem 0}
+td small{display:block;line-height:1.1;white-space:nowrap}.sheet{display:grid;gap:1.4rem;margin:1rem 0}
 .query{border-top:1px solid var(--line);padding-top:.7rem;display:grid;grid-template-columns:104px 1fr;gap:1rem}
 .answer{display:grid;grid-template-columns:minmax(10rem,20rem) 1fr;gap:.8rem;margin-bottom:.7rem}
 .row{display:flex;gap:6px;flex-wrap:wrap}img{display:block;border-radius:3px;border:3px solid transparent;

@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,20 +60,25 @@ def _scores(models: Mapping[str, str], results: Results) -> str:
     several = len(models) > 1
     for metrics, groups in kinds.items():
         rows, faint = [], []
-        for group in groups.values():
+        for group, following in zip_longest(groups.values(), list(groups.values())[1:]):
             for letter, result in group:
                 cells = [_score(result, metric) for metric in metrics]
                 rows.append([*_key(result), *([letter] if several else []), *cells, *_medians(result)])
-            chance = group[0][1].chance
-            faint.append(len(rows))
-            cells = [f"{100 * chance[metric]:.1f}" if metric in chance else "" for metric in metrics]
-            rows.append(["", "", "chance", *([""] if several else []), *cells, *([""] * len(_medians(group[0][1])))])
+            last = group[-1][1]
+            if following is None or not _same_chance(last, following[0][1]):
+                faint.append(len(rows))
+                cells = [f"{100 * last.chance[metric]:.1f}" if metric in last.chance else "" for metric in metrics]
+                rows.append(["", "", "chance", *([""] if several else []), *cells, *([""] * len(_medians(last)))])
         medians = list(next(iter(groups.values()))[0][1].median_ranks)
         head = ["benchmark", "language", "protocol", *(["model"] if several else []), *map(_heading, metrics)]
         head += [f"{_heading(name)}<br>median rank" for name in medians]
         parts.append(html.table(head, rows, text_columns=4 if several else 3, faint=faint))
     parts.append(_data({result.name: result for own in results.values() for result in own}))
     return "".join(parts)
+
+
+def _same_chance(result: BenchmarkResult, other: BenchmarkResult) -> bool:
+    return (result.benchmark, result.chance) == (other.benchmark, other.chance)
 
 
 def _key(result: BenchmarkResult) -> list[str]:

@@ -49,7 +49,8 @@ def test_features_of_a_clip_are_those_of_ours() -> None:
     texts = ["a cat", "a very long caption of a dog to the left of a red car " * 4, "two trees"] * 3
     ours, theirs = load_encoder(CLIP, batch_size=5, device="cpu"), load(f"transformers:{CLIP}")
     torch.testing.assert_close(theirs.encode_texts(texts), ours.encode_texts(texts), rtol=0, atol=1e-5)
-    torch.testing.assert_close(theirs.encode_images(pictures(7)), ours.encode_images(pictures(7)), rtol=0, atol=2e-5)
+    images = pictures(7)
+    torch.testing.assert_close(theirs.encode_images(images), ours.encode_images(images), rtol=0, atol=2e-5)
 
 
 def chinese_clip(folder: Path) -> Path:
@@ -70,7 +71,7 @@ def chinese_clip(folder: Path) -> Path:
 
 def siglip(folder: Path) -> Path:
     """Texts padded to 64 tokens, whose last position is the pooled one."""
-    text = {**CLIP_TEXT, "vocab_size": 900, "max_position_embeddings": 64, "projection_size": 16}
+    text = {**CLIP_TEXT, "vocab_size": 4096, "max_position_embeddings": 64, "projection_size": 16}
     vision = {**VISION, "hidden_size": 16}
     config = transformers.SiglipConfig(text_config=text, vision_config=vision)
     model = transformers.SiglipModel(config).eval()

@@ -5,13 +5,15 @@ All functions take an optional process group; without an initialised process gro
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Group = dist.ProcessGroup | None
+T = TypeVar("T")
 
 
 def is_initialized() -> bool:
@@ -91,6 +93,30 @@ def all_gather_objects(value: Any, group: Group = None) -> list[Any]:
     values: list[Any] = [None] * world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def collective_device(group: Group = None) -> torch.device:
+    """Where tensors must lie to be gathered."""
+    if is_initialized() and dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def on_every_rank(function: Callable[[], T], group: Group = None) -> T:
+    """What ``function`` returns here. When it raises on any rank, every rank raises, so that none waits for another."""
+    value: T | None = None
+    error: Exception | None = None
+    try:
+        value = function()
+    except Exception as caught:
+        error = caught
+    failures = all_gather_objects(repr(error) if error else None, group)
+    if error is not None:
+        raise error
+    for place, failure in enumerate(failures):
+        if failure is not None:
+            raise RuntimeError(f"rank {place} failed with {failure}")
+    return cast(T, value)
 
 
 class _GlobalMean(torch.autograd.Function):

@@ -18,6 +18,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = {"en": "English", "zh": "Chinese", "ja": "Japanese"}
@@ -36,7 +37,17 @@ CHANCE = {
     "starter_zero_shot_unseen_drawing/top1": "1 of 600",
     "starter_zero_shot_unseen_concept/top1": "1 of 60",
 }
-Scores = dict[str, float]  # "<benchmark>/<language>/<metric>" -> share
+
+
+class Score(NamedTuple):
+    """A share, and the 95 % interval over the pictures of the split."""
+
+    value: float
+    low: float
+    high: float
+
+
+Scores = dict[str, Score]  # by "<benchmark>/<language>/<metric>"
 
 
 def main() -> None:
@@ -93,7 +104,11 @@ def evaluate(model: Path, options: argparse.Namespace) -> Scores:
         arguments = [f"checkpoint={model}", f"eval=[{','.join(benchmarks)}]", f"hydra.run.dir={output}"]
         python("-m", "altclip_train.evaluate", *arguments, *splits, *starter)
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))["results"]
-    return {f"{r['benchmark']}/{r['language']}/{name}": v for r in results for name, v in r["metrics"].items()}
+    return {
+        f"{result['benchmark']}/{result['language']}/{name}": Score(value, *result["intervals"][name])
+        for result in results
+        for name, value in result["metrics"].items()
+    }
 
 
 def python(*arguments: str) -> None:
@@ -114,16 +129,19 @@ def table(columns: dict[str, list[Scores]], seconds: dict[str, list[float]], opt
                 lines.append(f"| {title} | {language} | {' | '.join(cells)} | {CHANCE[f'{benchmark}/{metric}']} |")
     times = ", ".join(f"{stage} {statistics.median(taken) / 60:.1f} min" for stage, taken in seconds.items())
     where = environment()
-    lines += ["", f"Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))}. Median times: {times}."]
+    lines += ["", f"Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))}; in parentheses"]
+    lines += [f"the 95 % interval over pictures, averaged over seeds. Median times: {times}."]
     lines += [f"{where['machine']}; {where['versions']}; commit {where['commit']}.", ""]
     return "\n".join(lines)
 
 
-def spread(shares: list[float]) -> str:
-    if not shares:
+def spread(scores: list[Score]) -> str:
+    """Mean ± standard deviation (interval), in percent."""
+    if not scores:
         return ""
-    mean = f"{100 * statistics.mean(shares):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else mean
+    value, low, high = (100 * statistics.mean(part) for part in zip(*scores, strict=True))
+    deviation = f" ± {100 * statistics.stdev(score.value for score in scores):.1f}" if len(scores) > 1 else ""
+    return f"{value:.1f}{deviation} ({low:.1f}–{high:.1f})"
 
 
 def environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``altclip export`` and ``altclip trim``: models for other software, and smaller ones."""
+"""``altclip export``, ``trim`` and ``compare``: models for other software, smaller ones, and which is better."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ Tools = argparse._SubParsersAction
 
 
 def add(tools: Tools) -> None:
-    """Add ``export`` and ``trim`` to the tools of ``altclip``."""
+    """Add ``export``, ``trim`` and ``compare`` to the tools of ``altclip``."""
     _add_export(tools)
     _add_trim(tools)
+    _add_compare(tools)
 
 
 def _add_export(tools: Tools) -> None:
@@ -74,6 +75,45 @@ def _add_trim(tools: Tools) -> None:
     )
     trim.add_argument("--check", nargs="+", default=(), metavar="FILE", help="held-out texts to report the effect on")
     trim.set_defaults(run=_trim)
+
+
+def _add_compare(tools: Tools) -> None:
+    summary = "compare two evaluated models: what differs, whether by chance, which samples changed"
+    tool = tools.add_parser(
+        "compare",
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ". Intervals and p are of a paired bootstrap over pictures. "
+        "Results on other data or by another protocol are refused.",
+    )
+    tool.add_argument("first", metavar="FIRST", help="a directory that python -m altclip_train.evaluate wrote")
+    tool.add_argument("second", metavar="SECOND", help="the same of another model")
+    tool.add_argument("--samples", type=int, default=5, metavar="N", help="changed ones shown (default: %(default)s)")
+    tool.add_argument("--json", metavar="FILE", help="write everything, with all changed samples")
+    tool.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from altclip_train.evaluation import compare, read_results
+    from altclip_train.evaluation.comparison import print_comparison
+    from altclip_train.files import written_whole
+
+    (first, ours), (second, theirs) = read_results(options.first), read_results(options.second)
+    comparisons = compare(ours, theirs)
+    console = Console()
+    console.print(
+        f"first: {first} ({options.first})\nsecond: {second} ({options.second})", markup=False, soft_wrap=True
+    )
+    for comparison in comparisons:
+        print_comparison(console, comparison, samples=options.samples)
+    if options.json:
+        document = {"first": first, "second": second, "comparisons": [one.to_dict() for one in comparisons]}
+        with written_whole(Path(options.json)) as partial:
+            partial.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _export(options: argparse.Namespace) -> None:

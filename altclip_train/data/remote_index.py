@@ -36,7 +36,7 @@ def manifest_headers(
     """
     listed: dict[str, dict[str, Any]] = {}
     for place in manifests:
-        data = read(place, cache.patience) if isinstance(place, RemoteUrl) else place.read_bytes()
+        data = read_file(place, cache.patience) if isinstance(place, RemoteUrl) else place.read_bytes()
         try:
             content = json.loads(data)
             if content["format"] != MANIFEST_FORMAT:

@@ -21,7 +21,7 @@ from altclip_train.evaluation.results import BenchmarkResult
 if TYPE_CHECKING:
     from PIL import Image
 
-    from altclip_train.evaluation.encoder import Encoder
+    from altclip_train.evaluation.encoder import FeatureEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Benchmark(ABC):
             self._pictures = pictures
         return self._pictures
 
-    def evaluate(self, encoder: Encoder) -> list[BenchmarkResult]:
+    def evaluate(self, encoder: FeatureEncoder) -> list[BenchmarkResult]:
         """One result per language. Raises ValueError naming a picture that cannot be decoded."""
         pictures = self.prepare()
         image_features = encoder.encode_images(pictures, cache_key=pictures.sha256)  # (N, D)
@@ -118,7 +118,7 @@ class Benchmark(ABC):
     def _read(self, root: Shard) -> Pictures: ...
 
     @abstractmethod
-    def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult: ...
+    def _evaluate(self, encoder: FeatureEncoder, image_features: torch.Tensor, language: str) -> BenchmarkResult: ...
 
     def more_differences(self, language: str) -> list[str]:  # noqa: ARG002
         """How the data differ from the protocol in anything but counts."""

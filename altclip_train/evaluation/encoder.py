@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from altclip_train import distributed
 from altclip_train.types import PackedTokens
 
 if TYPE_CHECKING:
@@ -22,6 +23,60 @@ if TYPE_CHECKING:
     from altclip_train.processing import AltCLIPProcessor
 
     Picture: TypeAlias = Image.Image | Callable[[], Image.Image]
+
+T = TypeVar("T")
+
+
+class FeatureEncoder(Protocol):
+    """What a benchmark needs of a model. Any model that offers these two methods can be evaluated."""
+
+    def encode_images(self, images: Iterable[Picture], *, cache_key: str | None = None) -> Tensor:
+        """Normalised float32 features (N, D) on the CPU, in order; ``cache_key`` names this run of pictures."""
+        ...
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """Normalised float32 features (N, D) on the CPU, in order."""
+        ...
+
+
+class AcrossRanks:
+    """An encoder whose work all ranks share: each encodes every W-th picture and text, and all get all features.
+
+    Every rank calls it alike. What fails on one rank fails on all.
+    """
+
+    def __init__(self, encoder: FeatureEncoder) -> None:
+        self.encoder = encoder
+
+    def encode_images(self, images: Iterable[Picture], *, cache_key: str | None = None) -> Tensor:
+        own = islice(images, distributed.rank(), None, distributed.world_size())
+        return self._gathered(own, lambda share: self.encoder.encode_images(share, cache_key=cache_key))
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        own = texts[distributed.rank() :: distributed.world_size()]
+        return self._gathered(own, lambda share: self.encoder.encode_texts(list(share)))
+
+    def _gathered(self, own: Iterable[T], encode: Callable[[Iterable[T]], Tensor]) -> Tensor:
+        if distributed.world_size() == 1:
+            return encode(own)
+
+        def encode_share() -> Tensor | None:
+            share = iter(own)
+            first = next(share, None)  # there may be fewer than ranks
+            return None if first is None else encode(chain([first], share))
+
+        features = distributed.on_every_rank(encode_share)
+        width = max(distributed.all_gather_objects(0 if features is None else features.shape[1]))
+        if width == 0:
+            raise ValueError("nothing to encode")
+        device = distributed.collective_device()
+        features = torch.empty(0, width, device=device) if features is None else features.to(device)
+        counts = distributed.row_counts(len(features), device)
+        gathered = distributed.all_gather_rows(features, counts).cpu()
+        result = torch.empty_like(gathered)
+        for place, part in enumerate(gathered.split(counts)):
+            result[place :: len(counts)] = part
+        return result
 
 
 class Encoder:
@@ -63,7 +118,7 @@ class Encoder:
         features: list[Tensor] = []
         parameter = next(self.model.parameters())
         with _evaluation_mode(self.model):
-            for pixel_values in self._pixel_batches(images):
+            for pixel_values in batches_of_pixels(images, self._pixels, self.batch_size):
                 pixel_values = pixel_values.to(parameter.device, parameter.dtype)
                 features.append(F.normalize(self.model.encode_image(pixel_values).float(), dim=-1).cpu())
         if not features:
@@ -95,21 +150,24 @@ class Encoder:
         result[torch.tensor(order)] = by_length
         return result
 
-    def _pixel_batches(self, images: Iterable[Picture]) -> Iterator[Tensor]:
-        """Batches (B, 3, R, R); while the model works on one, threads prepare the next."""
-        remaining = iter(images)
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            ready: list[Future[Tensor]] = []
-            while group := list(islice(remaining, self.batch_size)):
-                upcoming = [pool.submit(self._pixels, picture) for picture in group]
-                if ready:
-                    yield torch.stack([future.result() for future in ready])
-                ready = upcoming
-            if ready:
-                yield torch.stack([future.result() for future in ready])
-
     def _pixels(self, picture: Picture) -> Tensor:
         return self.processor.image_processor.transform(picture() if callable(picture) else picture)
+
+
+def batches_of_pixels(
+    images: Iterable[Picture], transform: Callable[[Picture], Tensor], batch_size: int
+) -> Iterator[Tensor]:
+    """Batches (B, 3, R, R); while the model works on one, threads prepare the next."""
+    remaining = iter(images)
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        ready: list[Future[Tensor]] = []
+        while group := list(islice(remaining, batch_size)):
+            upcoming = [pool.submit(transform, picture) for picture in group]
+            if ready:
+                yield torch.stack([future.result() for future in ready])
+            ready = upcoming
+        if ready:
+            yield torch.stack([future.result() for future in ready])
 
 
 @contextmanager

@@ -1,81 +1,85 @@
-"""Recall of image-text retrieval, without ever holding the whole score matrix.
+"""Image-text retrieval in both directions.
 
 R@K of a query is 1 when any of its positives is among the K best-scoring candidates, and 0 otherwise; it is
-averaged over queries. (The textbook recall divides by the number of positives instead.) Candidates with equal
-scores are ordered by index, so a candidate that scores the same as the positive and stands before it ranks
-before it: a collapsed model gets chance level, never a perfect score.
+averaged over queries. (The textbook recall divides by the number of positives instead.) mAP@R tells how many of an
+image's R texts are among its best R; of a text, which has one image, it is R@1. Ties: see :mod:`ranks`.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from altclip_train.evaluation.ranks import MAX_SCORES, retrieval_ranks
 
 CUTOFFS = (1, 5, 10)
 
 
-def best_positive_ranks(
-    queries: Tensor,
-    candidates: Tensor,
-    query_ids: Tensor,
-    candidate_ids: Tensor,
-    *,
-    max_scores: int = 2**23,
-) -> Tensor:
-    """Rank (0 = best) of the best positive of each query, (Q,) int64, from (Q, D), (N, D), (Q,) and (N,).
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOutcome:
+    """Ranks (from 0) of every query of a benchmark."""
 
-    A candidate is a positive when its id equals the query's. At most ``max_scores`` scores exist at a time.
-    Raises ValueError for queries without a positive and for features that are not finite (NaN would count
-    as found).
-    """
-    queries, candidates = queries.float(), candidates.float()
-    for what, features in (("query", queries), ("candidate", candidates)):
-        bad = (~features.isfinite().all(dim=1)).nonzero().flatten()
-        if len(bad):
-            raise ValueError(f"{len(bad)} of {len(features)} {what} features are not finite, the first is {bad[0]}")
-    orphans = (~torch.isin(query_ids, candidate_ids)).nonzero().flatten()
-    if len(orphans):
-        raise ValueError(f"{len(orphans)} of {len(queries)} queries have no positive, the first is {orphans[0]}")
+    image_ranks: Tensor  # (N,) of each image's best text
+    text_ranks: Tensor  # (M,) of each text's image
+    text_to_image: Tensor  # (M,)
+    average_precision: Tensor  # (N,) of the best R texts of an image that has R
 
-    total = len(candidates)
-    index = torch.arange(total, device=candidates.device)
-    rows = max(1, max_scores // total)
-    ranks = []
-    for query, ids in zip(queries.split(rows), query_ids.split(rows), strict=True):
-        scores = query @ candidates.T  # (q, N)
-        positive = ids[:, None] == candidate_ids
-        best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)  # (q, 1)
-        equal = scores == best
-        first = torch.where(equal & positive, index, total).amin(1, keepdim=True)  # (q, 1)
-        ranks.append(((scores > best) | (equal & (index < first))).sum(1))
-    return torch.cat(ranks)
+    def rows(self) -> Tensor:
+        """(N, 8): number of texts, how many of them find the image by each cutoff, the same of the image, AP."""
+        images = len(self.image_ranks)
+        texts = torch.bincount(self.text_to_image, minlength=images).double()
+        found = [
+            torch.bincount(self.text_to_image, weights=(self.text_ranks < k).double(), minlength=images)
+            for k in CUTOFFS
+        ]
+        hits = [(self.image_ranks < k).double() for k in CUTOFFS]
+        return torch.stack([texts, *found, *hits, self.average_precision.double()], dim=1)
+
+    def scores(self, rows: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        sums, images = weights @ rows, weights.sum(-1)  # (..., 8), (...)
+        names = [f"text_to_image_R@{k}" for k in CUTOFFS] + [f"image_to_text_R@{k}" for k in CUTOFFS]
+        recalls = torch.cat([sums[..., 1:4] / sums[..., :1], sums[..., 4:7] / images[..., None]], dim=-1)
+        scores = dict(zip(names, recalls.unbind(-1), strict=True))
+        return scores | {"mean_recall": recalls.mean(-1), "image_to_text_mAP@R": sums[..., 7] / images}
+
+    def median_ranks(self) -> dict[str, float]:
+        """Medians of ranks that count from 1, in both directions."""
+        directions = {"text_to_image": self.text_ranks, "image_to_text": self.image_ranks}
+        return {name: float(np.median(ranks.numpy())) + 1 for name, ranks in directions.items()}
 
 
-def retrieval_metrics(
-    image_features: Tensor, text_features: Tensor, text_to_image: Tensor, *, max_scores: int = 2**23
-) -> dict[str, float]:
-    """R@1, 5 and 10 in both directions and their mean, from (N, D), (M, D) and (M,): each text's image.
+def retrieval_outcome(
+    image_features: Tensor, text_features: Tensor, text_to_image: Tensor, *, max_scores: int = MAX_SCORES
+) -> RetrievalOutcome:
+    """Ranks in both directions from (N, D), (M, D) and (M,): each text's image.
 
     Features are compared by inner product: normalise them before. Every image needs at least one text.
     """
     _check_text_to_image(len(image_features), len(text_features), text_to_image)
-    images = torch.arange(len(image_features), device=text_to_image.device)
-    directions = {
-        "text_to_image": (text_features, image_features, text_to_image, images),
-        "image_to_text": (image_features, text_features, images, text_to_image),
-    }
-    metrics: dict[str, float] = {}
-    for direction, arguments in directions.items():
-        ranks = best_positive_ranks(*arguments, max_scores=max_scores)
-        for k in CUTOFFS:
-            metrics[f"{direction}_R@{k}"] = (ranks < k).double().mean().item()
-    return metrics | {"mean_recall": sum(metrics.values()) / len(metrics)}
+    ranks = retrieval_ranks(image_features, text_features, text_to_image, max_scores=max_scores)
+    return RetrievalOutcome(
+        image_ranks=ranks.images.cpu(),
+        text_ranks=ranks.texts.cpu(),
+        text_to_image=text_to_image.cpu(),
+        average_precision=ranks.average_precision.cpu(),
+    )
+
+
+def retrieval_metrics(
+    image_features: Tensor, text_features: Tensor, text_to_image: Tensor, *, max_scores: int = MAX_SCORES
+) -> dict[str, float]:
+    """R@1, 5 and 10 in both directions, their mean, and mAP@R, from (N, D), (M, D) and (M,)."""
+    outcome = retrieval_outcome(image_features, text_features, text_to_image, max_scores=max_scores)
+    rows = outcome.rows()
+    return {name: value.item() for name, value in outcome.scores(rows, rows.new_ones(len(rows))).items()}
 
 
 def retrieval_chance(num_images: int, text_to_image: Tensor) -> dict[str, float]:
-    """Expected :func:`retrieval_metrics` of random scores; ``text_to_image`` (M,) is each text's image.
+    """Expected recalls of random scores; ``text_to_image`` (M,) is each text's image.
 
     A query with p positives among n candidates misses all of them in its top K with probability
     C(n - p, K) / C(n, K).

@@ -11,6 +11,7 @@ import torch
 from altclip_train.data.samples import normalize_language
 from altclip_train.data.urls import Shard
 from altclip_train.evaluation.benchmarks import Benchmark
+from altclip_train.evaluation.examples import retrieval_examples
 from altclip_train.evaluation.readers.captions import (
     AnnotationFiles,
     CaptionedPictures,
@@ -21,10 +22,10 @@ from altclip_train.evaluation.readers.captions import (
 from altclip_train.evaluation.readers.clip_benchmark import ShardPictures, holds_shards
 from altclip_train.evaluation.readers.pictures import Pictures, texts_sha256
 from altclip_train.evaluation.results import BenchmarkResult
-from altclip_train.evaluation.retrieval import retrieval_chance, retrieval_metrics
+from altclip_train.evaluation.retrieval import retrieval_chance, retrieval_outcome
 
 if TYPE_CHECKING:
-    from altclip_train.evaluation.encoder import Encoder
+    from altclip_train.evaluation.encoder import FeatureEncoder
 
 
 class RetrievalBenchmark(Benchmark):
@@ -112,18 +113,21 @@ class RetrievalBenchmark(Benchmark):
             f"{', '.join(names[:8]) or 'nothing'}{', …' if len(names) > 8 else ''}{self._help()}"
         )
 
-    def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
+    def _evaluate(self, encoder: FeatureEncoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
         text_to_image = self.text_to_image[language]
         text_features = encoder.encode_texts(self.captions[language])  # (M, D)
-        return BenchmarkResult(
+        return BenchmarkResult.of(
+            retrieval_outcome(image_features, text_features, text_to_image),
             benchmark=self.name,
             language=language,
             protocol=self.result_protocol(language),
             description=self.description(language, "R@K = any positive among the best K; every caption is a query"),
-            metrics=retrieval_metrics(image_features, text_features, text_to_image),
             counts=self.counts(language),
             data_sha256=self._sha256[language],
             chance=retrieval_chance(len(image_features), text_to_image),
+            pictures=self.picture_names(),
+            texts=self.captions[language],
+            examples=retrieval_examples(image_features, text_features, text_to_image),
         )
 
 

@@ -17,10 +17,10 @@ from altclip_train.evaluation.readers.image_folders import LabelledPictures, rea
 from altclip_train.evaluation.readers.pictures import Pictures, texts_sha256
 from altclip_train.evaluation.readers.prompts import PromptFiles, Prompts
 from altclip_train.evaluation.results import BenchmarkResult
-from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chance, zero_shot_metrics
+from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chance, zero_shot_outcome
 
 if TYPE_CHECKING:
-    from altclip_train.evaluation.encoder import Encoder
+    from altclip_train.evaluation.encoder import FeatureEncoder
 
 
 class ZeroShotBenchmark(Benchmark):
@@ -119,22 +119,26 @@ class ZeroShotBenchmark(Benchmark):
         self.prompts[language], self.labels[language] = prompts, labels
         self._sha256[language] = texts_sha256(pictures.sha256, *texts)
 
-    def _evaluate(self, encoder: Encoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
+    def _evaluate(self, encoder: FeatureEncoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:
         class_names, templates = self.prompts[language]
         classifier = build_classifier(encoder.encode_texts, class_names, templates)  # (C, D)
         labels = self.labels[language]
         notes = [f"mean of normalised prompt features over {len(templates)} templates"]
         if repeated := len(class_names) - len(set(class_names)):
             notes.append(f"{repeated} class names are repeated, their classes cannot be told apart")
-        return BenchmarkResult(
+        known = (labels >= 0).nonzero().flatten()
+        pictures = self.picture_names()
+        return BenchmarkResult.of(
+            zero_shot_outcome(image_features[known], classifier, labels[known]),
             benchmark=self.name,
             language=language,
             protocol=self.result_protocol(language),
             description=self.description(language, *notes),
-            metrics=zero_shot_metrics(image_features[labels >= 0], classifier, labels[labels >= 0]),
             counts=self.counts(language),
             data_sha256=self._sha256[language],
             chance=zero_shot_chance(len(class_names)),
+            pictures=[pictures[index] for index in known.tolist()],
+            texts=class_names,
         )
 
 

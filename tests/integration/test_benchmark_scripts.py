@@ -18,6 +18,20 @@ SCRIPTS = {
     "switches": [*TINY, "--only", "dense", "locked", "checkpointing"],
     "stage_two": TINY,
     "zero_shot": ["--size", "tiny", "--classes", "3", "--templates", "4"],
+    "evaluation": [
+        "--images",
+        "12",
+        "--texts",
+        "30",
+        "--pictures",
+        "20",
+        "--classes",
+        "6",
+        "--templates",
+        "4",
+        "--width",
+        "8",
+    ],
 }
 
 

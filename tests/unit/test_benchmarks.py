@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +284,15 @@ class Recorder(CSVLogger):
         self.rows.append((step, dict(metrics)))
 
 
-def fit(folder: Path, callback: BenchmarkCallback, stage: TinyStage, *, steps: int, micro_batches: int = 1) -> Recorder:
+def fit(
+    folder: Path,
+    callbacks: Sequence[L.Callback],
+    stage: TinyStage,
+    *,
+    steps: int,
+    micro_batches: int = 1,
+    checkpoints: bool = False,
+) -> Recorder:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     recorder = Recorder(folder / "logs")
     trainer = L.Trainer(
@@ -292,8 +300,8 @@ def fit(folder: Path, callback: BenchmarkCallback, stage: TinyStage, *, steps: i
         accumulate_grad_batches=micro_batches,
         accelerator="cpu",
         logger=recorder,
-        callbacks=[callback],
-        enable_checkpointing=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=checkpoints,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
@@ -308,7 +316,7 @@ def test_callback_evaluates_on_schedule_and_at_the_end(tmp_path: Path, locked: b
     benchmark = RetrievalBenchmark(root=retrieval_folder(tmp_path), language="zh")
     callback = BenchmarkCallback(benchmarks={"any": benchmark}, every_n_steps=2)
     stage = TinyStage(image_tower_locked=locked)
-    recorder = fit(tmp_path, callback, stage, steps=5)
+    recorder = fit(tmp_path, [callback], stage, steps=5)
     rows = [(step, row) for step, row in recorder.rows if "retrieval/zh/text_to_image_R@1" in row]
     assert [step for step, _ in rows] == [2, 4, 5]
     assert rows[0][1]["retrieval/zh/text_to_image_R@1"] == 3 / 4
@@ -322,7 +330,7 @@ def test_callback_evaluates_a_step_once(tmp_path: Path, micro_batches: int) -> N
     benchmark = RetrievalBenchmark(root=retrieval_folder(tmp_path), language="zh")
     stage = TinyStage(image_tower_locked=False)
     callback = BenchmarkCallback(benchmarks={"any": benchmark}, every_n_steps=2)
-    fit(tmp_path, callback, stage, steps=4, micro_batches=micro_batches)
+    fit(tmp_path, [callback], stage, steps=4, micro_batches=micro_batches)
     assert stage.encoder.encoded_pictures == 2 * 3
 
 
@@ -331,5 +339,5 @@ def test_callback_stops_the_run_at_its_start_for_unreadable_data(tmp_path: Path)
     benchmark = RetrievalBenchmark(root=tmp_path / "nowhere", language="zh")
     stage = TinyStage(image_tower_locked=True)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        fit(tmp_path, BenchmarkCallback(benchmarks={"any": benchmark}), stage, steps=4)
+        fit(tmp_path, [BenchmarkCallback(benchmarks={"any": benchmark})], stage, steps=4)
     assert stage.number.item() == 0

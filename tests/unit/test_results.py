@@ -30,6 +30,8 @@ def make_result(**changes: Any) -> BenchmarkResult:
         "metrics": {"text_to_image_R@1": 0.639, "mean_recall": 0.7},
         "counts": {"images": 1000, "texts": 1053},
         "data_sha256": "ab",
+        "intervals": {"text_to_image_R@1": (0.61, 0.67)},
+        "median_ranks": {"text_to_image": 1.0},
         "chance": {"text_to_image_R@1": 0.001, "mean_recall": 0.002},
     }
     return BenchmarkResult(**{**fields, **changes})
@@ -37,7 +39,7 @@ def make_result(**changes: Any) -> BenchmarkResult:
 
 def printed(results: list[BenchmarkResult], *, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    for table in result_tables(results):
+    for table in result_tables({"": results}):
         console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -54,6 +56,8 @@ def test_results_file_has_exactly_the_documented_fields(tmp_path: Path) -> None:
                 "protocol": "coco_cn_1053",
                 "description": "any positive",
                 "metrics": {"text_to_image_R@1": 0.639, "mean_recall": 0.7},
+                "intervals": {"text_to_image_R@1": [0.61, 0.67]},
+                "median_ranks": {"text_to_image": 1.0},
                 "counts": {"images": 1000, "texts": 1053},
                 "data_sha256": "ab",
             }
@@ -88,6 +92,7 @@ def test_table_shows_scores_and_chance_in_percent() -> None:
     rows = [line.split() for line in text.splitlines()]
     assert ["coco_cn", "en", "63.9", "70.0"] in rows
     assert ["coco_cn", "zh", "63.9", "70.0"] in rows
+    assert rows.count(["±", "3.0"]) == 2  # half of 61 to 67; the mean has no interval
     assert rows.count(["chance", "0.1", "0.2"]) == 1  # once for both languages
 
 
@@ -98,9 +103,19 @@ def test_table_shows_each_chance_level_where_languages_differ() -> None:
     assert ["chance", "0.1", "0.2"] in rows
 
 
+def test_models_stand_below_each_other_in_one_table() -> None:
+    results = {"A": [make_result(), make_result(language="en")], "B": [make_result(language="en"), make_result()]}
+    console = Console(file=io.StringIO(), width=80)
+    (table,) = result_tables(results)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert [row[1:3] for row in rows if row[:1] == ["coco_cn"]] == [["zh", "A"], ["zh", "B"], ["en", "A"], ["en", "B"]]
+
+
 def test_each_kind_of_benchmark_gets_its_own_table() -> None:
     classes = make_result(benchmark="imagenet", metrics={"top1": 0.5}, chance={"top1": 0.25})
-    assert [table.row_count for table in result_tables([make_result(), classes, make_result()])] == [3, 2]
+    assert [table.row_count for table in result_tables({"": [make_result(), classes, make_result()]})] == [5, 2]
 
 
 def test_retrieval_table_fits_eighty_columns() -> None:

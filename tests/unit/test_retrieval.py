@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from altclip_train.evaluation import retrieval_chance, retrieval_metrics
-from altclip_train.evaluation.retrieval import best_positive_ranks
+from altclip_train.evaluation.ranks import retrieval_ranks
+from altclip_train.evaluation.retrieval import retrieval_outcome
 
 # Rows are texts, columns images; texts 0 and 1 belong to image 0, 2 to image 1, 3 to image 2.
 SCORES = torch.tensor(
@@ -45,7 +46,21 @@ def obvious_metrics(images: Tensor, texts: Tensor, text_to_image: list[int]) -> 
             order = sorted(range(num_texts), key=lambda text: (-scores[text][image], text))
             found += image in [text_to_image[text] for text in order[:k]]
         metrics[f"image_to_text_R@{k}"] = found / num_images
-    return metrics | {"mean_recall": sum(metrics.values()) / 6}
+    return metrics | {
+        "mean_recall": sum(metrics.values()) / 6,
+        "image_to_text_mAP@R": obvious_map(scores, text_to_image),
+    }
+
+
+def obvious_map(scores: list[list[float]], text_to_image: list[int]) -> float:
+    """Of each image: precision at each of its R texts that is among the best R, divided by R."""
+    precisions = []
+    for image in range(len(scores[0])):
+        order = sorted(range(len(scores)), key=lambda text: (-scores[text][image], text))
+        right = [text_to_image[text] == image for text in order]
+        positives = sum(right)
+        precisions.append(sum(sum(right[: k + 1]) / (k + 1) for k in range(positives) if right[k]) / positives)
+    return sum(precisions) / len(precisions)
 
 
 def random_case(*, images: int, texts: int, width: int, levels: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,16 +89,18 @@ def test_recall_equals_hand_counted_recall() -> None:
             "image_to_text_R@5": 1,
             "image_to_text_R@10": 1,
             "mean_recall": (1 / 2 + 1 / 3 + 4) / 6,
+            # The two texts of image 0 are the best two of column 0. Images 1 and 2 have one each, and find it second.
+            "image_to_text_mAP@R": (1 + 0 + 0) / 3,
         }
     )
 
 
 def test_rank_is_that_of_the_best_positive() -> None:
     images, texts = features_with_scores(SCORES)
-    ranks = best_positive_ranks(texts, images, TEXT_TO_IMAGE, torch.arange(3))
-    assert ranks.tolist() == [0, 2, 1, 0]
+    ranks = retrieval_ranks(images, texts, TEXT_TO_IMAGE)
+    assert ranks.texts.tolist() == [0, 2, 1, 0]
     # From images: text 0 leads column 0; text 2 is second in column 1, text 3 is second in column 2.
-    assert best_positive_ranks(images, texts, torch.arange(3), TEXT_TO_IMAGE).tolist() == [0, 1, 1]
+    assert ranks.images.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("levels", [0, 2])
@@ -107,17 +124,44 @@ def test_order_of_texts_changes_nothing_without_ties() -> None:
     )
 
 
-def test_recall_equals_torchmetrics_with_one_positive() -> None:
+@pytest.mark.parametrize("levels", [0, 2])
+def test_recall_equals_torchmetrics(levels: int) -> None:
     retrieval = pytest.importorskip("torchmetrics.retrieval")
-    images, texts, _ = random_case(images=31, texts=31, width=6)
-    scores = texts @ images.T  # (31, 31)
-    queries = torch.arange(31)[:, None].expand(31, 31)
-    metrics = retrieval_metrics(images, texts, torch.arange(31))
-    for k in (1, 5, 10):
-        oracle = retrieval.RetrievalRecall(top_k=k)(
-            scores.flatten(), torch.eye(31).bool().flatten(), indexes=queries.flatten()
-        )
-        assert metrics[f"text_to_image_R@{k}"] == pytest.approx(oracle.item())
+    images, texts, owners = random_case(images=23, texts=57, width=5, levels=levels)
+    metrics = retrieval_metrics(images, texts, owners)
+    scores = texts @ images.T  # (57, 23)
+    positive = owners[:, None] == torch.arange(23)
+    for direction, ours, target in (("text_to_image", scores, positive), ("image_to_text", scores.T, positive.T)):
+        # torchmetrics takes equal scores in no stated order: the rule of ours, written into the scores.
+        index = torch.arange(ours.shape[1]).expand_as(ours)
+        ordered = ours.double() - 1e-6 * index if levels else ours
+        queries = torch.arange(len(ours))[:, None].expand_as(ours)
+        for k in (1, 5, 10):
+            oracle = retrieval.RetrievalHitRate(top_k=k)(ordered.flatten(), target.flatten(), indexes=queries.flatten())
+            assert metrics[f"{direction}_R@{k}"] == pytest.approx(oracle.item(), abs=1e-6)
+
+
+def test_duplicates_rank_by_index_whatever_the_order_of_summation() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.nn.functional.normalize(torch.randn(40, 96, generator=generator), dim=1)
+    images[7] = images[33]  # a picture that is there twice
+    texts = images.clone()
+    ranks = [retrieval_ranks(images, texts, torch.arange(40), max_scores=size) for size in (1, 200, 1600)]
+    for found in ranks:
+        assert found.texts.tolist() == [int(number == 33) for number in range(40)]
+        assert found.images.tolist() == [int(number == 33) for number in range(40)]
+
+
+def test_scores_that_float32_cannot_tell_apart_are_equal() -> None:
+    last, more = 2**-24, 2**-14  # half a unit in the last place of 0.5, and a thousand units
+    scores = torch.tensor([[0.5, 0.5 + 2 * last, 0.4], [0.5, 0.5 + 2 * last, 0.4], [0.5 + more, 0.2, 0.5]])
+    # Text 0: its image comes first. Text 1: its image comes second. Text 2: another image is better.
+    assert retrieval_ranks(*features_with_scores(scores), torch.arange(3)).texts.tolist() == [0, 1, 1]
+
+
+def test_median_ranks_count_from_one() -> None:
+    outcome = retrieval_outcome(*features_with_scores(SCORES), TEXT_TO_IMAGE)
+    assert outcome.median_ranks() == {"text_to_image": 1.5, "image_to_text": 2}  # of 1 3 2 1 and of 1 2 2
 
 
 def test_collapsed_features_get_no_better_than_chance() -> None:
@@ -129,12 +173,12 @@ def test_collapsed_features_get_no_better_than_chance() -> None:
 def test_features_that_are_not_finite_are_refused() -> None:
     broken = torch.eye(3)
     broken[1, 2] = torch.nan
-    with pytest.raises(ValueError, match="1 of 3 query features are not finite, the first is 1"):
+    with pytest.raises(ValueError, match="1 of 3 text features are not finite, the first is 1"):
         retrieval_metrics(torch.eye(3), broken, torch.arange(3))
 
 
 def test_image_without_text_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 of 3 queries have no positive, the first is 1"):
+    with pytest.raises(ValueError, match="1 of 3 images have no text, the first is 1"):
         retrieval_metrics(torch.eye(3), torch.eye(3), torch.tensor([0, 2, 2]))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from altclip_train.evaluation import build_classifier, zero_shot_chance, zero_shot_metrics
+from altclip_train.evaluation.zero_shot import multi_label_metrics, zero_shot_outcome
 
 CODES = {
     "a cat": [2.0, 0.0, 0.0],
@@ -98,13 +99,61 @@ def test_metrics_equal_torchmetrics() -> None:
         assert metrics[name] == pytest.approx(oracle.item()), name
 
 
+def test_predictions_agree_with_ranks_and_with_the_largest_score() -> None:
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(9, (61,), generator=generator)
+    image_features, classifier = torch.randn(61, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    outcome = zero_shot_outcome(image_features, classifier, labels, max_scores=100)
+    assert outcome.predictions.tolist() == (image_features @ classifier.T).argmax(1).tolist()
+    assert torch.equal(outcome.ranks == 0, outcome.predictions == labels)
+    tied = zero_shot_outcome(torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))
+    assert tied.predictions.tolist() == [0, 0]
+
+
+def obvious_average_precision(logits: list[float], targets: list[int]) -> float:
+    """Precision among all that score at least as much, at each picture that shows the class."""
+    precisions = []
+    for logit, target in zip(logits, targets, strict=True):
+        if target:
+            above = [t for other, t in zip(logits, targets, strict=True) if other >= logit]
+            precisions.append(sum(above) / len(above))
+    return sum(precisions) / len(precisions)
+
+
+@pytest.mark.parametrize("levels", [0, 3])
+def test_multi_label_precision_equals_torchmetrics_and_the_obvious_version(levels: int) -> None:
+    classification = pytest.importorskip("torchmetrics.classification")
+    generator = torch.Generator().manual_seed(2)
+    targets = torch.rand(47, 5, generator=generator) < 0.3
+    if levels:
+        image_features = torch.randint(levels, (47, 2), generator=generator).float()
+        classifier = torch.randint(levels, (5, 2), generator=generator).float()
+    else:
+        image_features, classifier = torch.randn(47, 6, generator=generator), torch.randn(5, 6, generator=generator)
+    ours = multi_label_metrics(image_features, classifier, targets)["mAP"]
+    scores = image_features @ classifier.T
+    columns = zip(scores.T.tolist(), targets.T.tolist(), strict=True)
+    assert ours == pytest.approx(sum(obvious_average_precision(*column) for column in columns) / 5)
+    # Scores in [0, 1], or torchmetrics would send them through a sigmoid, which makes large ones equal.
+    shares = (scores.double() - scores.min()) / (scores.max() - scores.min())
+    oracle = classification.MultilabelAveragePrecision(num_labels=5)(shares, targets.long())
+    assert ours == pytest.approx(oracle.item(), abs=1e-6)
+
+
+def test_class_without_pictures_is_no_part_of_the_mean() -> None:
+    targets = torch.tensor([[True, False], [False, False]])
+    assert multi_label_metrics(torch.eye(2), torch.eye(2), targets) == {"mAP": 1}
+    with pytest.raises(ValueError, match="a class that occurs"):
+        multi_label_metrics(torch.eye(2), torch.eye(2), torch.zeros(2, 2, dtype=torch.bool))
+
+
 def test_label_without_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"labels lie in \[0, 4\], but there are 4 classes"):
         zero_shot_metrics(torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 4]))
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 of 2 query features are not finite"):
+    with pytest.raises(ValueError, match="2 of 2 image features are not finite"):
         zero_shot_metrics(torch.full((2, 3), torch.nan), torch.ones(4, 3), torch.tensor([0, 3]))
 
 

@@ -1,0 +1,191 @@
+"""Metrics beside CLIP_benchmark's, from precomputed features: ``python benchmarks/evaluation.py --peers PYTHON``.
+
+The sizes of ImageNet with 80 templates, and of COCO's test split. Both sides get the same features, and their scores
+agree within 1e-6. Memory is the peak above what lay in memory before: the features are not part of it.
+
+    ours_retrieval, ours_zero_shot     ranks in one pass over tiles of scores
+    ours_*_intervals                   the same, with confidence intervals, which the peer does not have
+    clip_benchmark_*                   its evaluate(), with towers that return the features
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import sides
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KINDS = ("retrieval", "zero_shot")
+OURS = [f"ours_{kind}{more}" for kind in KINDS for more in ("", "_intervals")]
+PEERS = [f"clip_benchmark_{kind}" for kind in KINDS]
+NAMES = {"image_retrieval_recall": "text_to_image_R", "text_retrieval_recall": "image_to_text_R"}
+NAMES |= {"acc1": "top1", "acc5": "top5"}
+AIMS = {"seconds": 5.0, "extra_bytes": 5.0}
+Scores = Mapping[str, float]
+
+
+class Prompts:
+    """Features of prompts "TEMPLATE CLASS" by their text: what a text tower would return."""
+
+    def __init__(self, options: argparse.Namespace, generator: torch.Generator) -> None:
+        self.names = [str(number) for number in range(options.classes)]
+        self.templates = [f"{number} {{c}}" for number in range(options.templates)]
+        self.classes = F.normalize(torch.randn(options.classes, options.width, generator=generator), dim=1)
+        noise = torch.randn(options.templates, options.width, generator=generator)
+        self.noise = noise / options.width**0.5
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        template, name = torch.tensor([[int(part) for part in text.split()] for text in texts]).T
+        return self.classes[name] + self.noise[template]
+
+
+def retrieval_case(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    owners = torch.arange(options.texts) * options.images // options.texts
+    images = F.normalize(torch.randn(options.images, options.width, generator=generator), dim=1)
+    noise = torch.randn(options.texts, options.width, generator=generator) * 3 / options.width**0.5
+    return images, F.normalize(images[owners] + noise, dim=1), owners
+
+
+def zero_shot_case(options: argparse.Namespace) -> tuple[Tensor, Prompts, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    prompts = Prompts(options, generator)
+    labels = torch.arange(options.pictures) % options.classes
+    noise = torch.randn(options.pictures, options.width, generator=generator) * 5 / options.width**0.5
+    return F.normalize(prompts.classes[labels] + noise, dim=1), prompts, labels
+
+
+def our_side(options: argparse.Namespace) -> Callable[[], Scores]:
+    from altclip_train.evaluation.retrieval import retrieval_metrics, retrieval_outcome
+    from altclip_train.evaluation.statistics import scores_and_intervals
+    from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_metrics, zero_shot_outcome
+
+    intervals = options.side.endswith("intervals")
+    if "retrieval" in options.side:
+        case = retrieval_case(options)
+        return lambda: scores_and_intervals(retrieval_outcome(*case))[0] if intervals else retrieval_metrics(*case)
+    images, prompts, labels = zero_shot_case(options)
+
+    def score() -> Scores:
+        classifier = build_classifier(prompts, prompts.names, prompts.templates)
+        if intervals:
+            return scores_and_intervals(zero_shot_outcome(images, classifier, labels))[0]
+        return zero_shot_metrics(images, classifier, labels)
+
+    return score
+
+
+def peer_side(options: argparse.Namespace) -> Callable[[], Scores]:
+    from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+
+    model = SimpleNamespace(encode_image=lambda x: x, encode_text=lambda x: x)
+    if "retrieval" in options.side:
+        images, texts, owners = retrieval_case(options)
+        by_image = torch.arange(len(texts)).split(torch.bincount(owners, minlength=len(images)).tolist())
+        starts = range(0, len(images), options.batch)
+        loader = [
+            (images[s : s + options.batch], [rows.tolist() for rows in by_image[s : s + options.batch]]) for s in starts
+        ]
+        k_list = [k for k in (1, 5, 10) if k <= len(images)]
+        tokenizer = lambda rows: texts[torch.tensor(rows)]  # noqa: E731
+        return lambda: zeroshot_retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=k_list)
+    images, prompts, labels = zero_shot_case(options)
+    # numpy 2.4 refuses its float(array of one number); the name in the module goes before the builtin one.
+    zeroshot_classification.__dict__["float"] = lambda value: value.item()
+
+    class Loader(list[Any]):
+        dataset = SimpleNamespace(classes=prompts.names)
+
+    loader = Loader(zip(images.split(options.batch), labels.split(options.batch), strict=True))
+    evaluate, names, templates = zeroshot_classification.evaluate, prompts.names, prompts.templates
+    return lambda: evaluate(model, loader, prompts, names, templates, "cpu", amp=False)
+
+
+def side(options: argparse.Namespace) -> None:
+    def prepare() -> tuple[Mapping[str, Any], sides.Round]:
+        torch.set_num_threads(options.threads)
+        score = our_side(options) if options.side in OURS else peer_side(options)
+
+        def once(_: int) -> Mapping[str, Any]:
+            before = _resident("VmRSS")
+            _forget_peak()
+            with sides.timed() as seconds:
+                scores = score()
+            return {**seconds, "extra_bytes": max(_resident("VmHWM") - before, 1), "scores": _named(scores)}
+
+        return {}, once
+
+    sides.serve(prepare)
+
+
+def _named(scores: Scores) -> dict[str, float]:
+    """Scores by our names."""
+    found = {}
+    for name, value in scores.items():
+        kind, at, k = name.partition("@")
+        found[f"{NAMES.get(kind, kind)}{at}{k}"] = value
+    return found
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most since `_forget_peak`."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def _forget_peak() -> None:
+    peak = Path("/proc/self/clear_refs")
+    if peak.exists():
+        peak.write_text("5", encoding="utf-8")
+
+
+def main() -> None:
+    parser = sides.parser(__doc__)
+    for name, default in {
+        "images": 5000,
+        "texts": 25_000,
+        "pictures": 50_000,
+        "classes": 1000,
+        "templates": 80,
+        "width": 512,
+        "batch": 64,
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help="default: %(default)s")
+    options = parser.parse_args()
+    if options.side:
+        return side(options)
+    names = ("images", "texts", "pictures", "classes", "templates", "width", "batch", "rounds")
+    arguments = [f"--{name}={getattr(options, name)}" for name in names]
+    done = {s.name: s for s in sides.take_turns(options, OURS, PEERS, arguments)}
+    for name, measured in done.items():
+        seconds = statistics.median(r["seconds"] for r in measured.rounds)
+        peak = statistics.median(r["extra_bytes"] for r in measured.rounds)
+        print(f"{name:28s} {seconds:8.2f} s {peak / 2**20:8.0f} MiB")
+    for kind in KINDS:
+        ours, peer = done[f"ours_{kind}"], done.get(f"clip_benchmark_{kind}")
+        if peer is None:
+            continue
+        for metric, value in peer.first["scores"].items():
+            assert abs(ours.first["scores"][metric] - value) <= 1e-6, (
+                f"{metric}: {ours.first['scores'][metric]}, {value}"
+            )
+        for figure, aim in AIMS.items():
+            times = sides.spread(sides.ratios(ours, peer, figure))
+            print(f"ours : clip_benchmark {kind:12s} {figure:12s} {times} times   aim {aim}")
+    sides.report(options, list(done.values()), {name: getattr(options, name) for name in names})
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sides
@@ -53,7 +52,7 @@ def loss_of(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 def side(options: argparse.Namespace) -> None:
     (pairs,) = options.pairs
-    repeats = max(1, min(100, (4096 // pairs) ** 2))
+    repeats = max(1, min(32, (4096 // pairs) ** 2))
 
     def prepare() -> sides.Round:
         loss_function = loss_of(options.side)
@@ -136,14 +135,14 @@ def main() -> None:
             sides.row(f"{pairs:,} pairs: open_clip / ours", aim=aim(options.dtype, "ours", pairs))
             for pairs in options.pairs
         ]
-        return sides.report(options, "Loss", rows, not_applicable=reason)
+        return sides.report(options, f"Loss, {options.dtype}", rows, not_applicable=reason)
     rows: list[dict[str, Any]] = []
     everything: dict[str, sides.Side] = {}
     for pairs in options.pairs:
         done = measure(options, pairs)
         rows += rows_of(options, pairs, done)
         everything |= {f"{name}, {pairs:,} pairs": side for name, side in done.items()}
-    return sides.report(options, "Loss", rows, everything, width=options.width, scale=options.scale)
+    return sides.report(options, f"Loss, {options.dtype}", rows, everything, width=options.width, scale=options.scale)
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ def report(
     for side in (sides or {}).values():
         versions |= side.versions
     result = {
-        "title": f"{title}, {options.dtype}",
+        "title": title,
         "machine": machine(options),
         "versions": versions or _versions(),
         "facts": facts,

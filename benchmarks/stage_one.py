@@ -129,7 +129,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         return side(options)
-    key, title = (options.size, options.dtype), f"Stage one, {options.size}"
+    key, title = (options.size, options.dtype), f"Stage one, {options.size}, {options.dtype}"
     aims = AIMS.get(key, dict.fromkeys(SMALL))
     if reason := sides.without_bfloat16(options):
         rows = [sides.row(f"{peer} / {own}", aim=aim) for (peer, own), aim in aims.items()]

@@ -137,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         return side(options)
-    key, title = (options.size, options.dtype), f"Stage two, {options.size}"
+    key, title = (options.size, options.dtype), f"Stage two, {options.size}, {options.dtype}"
     aims = AIMS.get(key, {})
     if reason := sides.without_bfloat16(options):
         rows = [sides.row(f"{PEER} / {own}", aim=aims.get(own)) for own in OURS]

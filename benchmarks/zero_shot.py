@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         return side(options)
-    title, aims = f"Zero-shot classifiers, {options.size}", AIMS.get(options.size, {})
+    title, aims = f"Zero-shot classifiers, {options.size}, {options.dtype}", AIMS.get(options.size, {})
     if reason := sides.without_bfloat16(options):
         return sides.report(options, title, [sides.row(f"{p} / ours") for p in PEERS], not_applicable=reason)
     with tempfile.TemporaryDirectory() as directory:

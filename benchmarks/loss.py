@@ -1,7 +1,7 @@
 """The contrastive loss beside open_clip's ClipLoss, forward and backward: ``python benchmarks/loss.py --peers PYTHON``.
 
 All sides take the same normalised features; loss and gradient must agree within 1e-5 first. Extra memory is the peak of
-a fresh process beyond libraries, features and their gradients. Sizes above 32,768 pairs, whose matrix of all pairs
+a fresh process beyond libraries, features and their gradients. Sizes above --most-compared, whose matrix of all pairs
 does not fit, are computed by us alone, once.
 
     ours, open_clip                 both sides have a gradient
@@ -22,7 +22,6 @@ from stage_one import TOLERANCE
 from torch import Tensor
 
 OURS, PEERS = ["ours", "ours_locked"], ["open_clip", "open_clip_locked"]
-LARGEST_MATRIX = 32_768
 AIMS = {  # at least; from the third size up the ones of 8,192 hold
     "float32": {"ours": {256: 1.0, 8192: 2.0, 16_384: 2.3}, "ours_locked": {256: 1.0, 8192: 2.7}},
     "bfloat16": {"ours": {256: 1.0, 8192: 3.2}, "ours_locked": {256: 1.0}},
@@ -99,7 +98,7 @@ def rows_of(options: argparse.Namespace, pairs: int, done: Mapping[str, sides.Si
             {**row, "what": f"{pairs:,} pairs: extra {row['what']}"}
             for row in sides.smaller(done, OURS[0], PEERS[0], MEMORY_AIMS[pairs])
         ]
-    if pairs > LARGEST_MATRIX:
+    if pairs > options.most_compared:
         seconds = done[OURS[0]].column("seconds")
         whole = done[OURS[0]].peak_bytes + 4 * pairs * options.width * 4  # two features, two gradients
         gigabytes = (
@@ -116,7 +115,7 @@ def aim(dtype: str, own: str, pairs: int) -> float | None:
 
 def measure(options: argparse.Namespace, pairs: int) -> dict[str, sides.Side]:
     arguments = [f"--pairs={pairs}", f"--width={options.width}", f"--scale={options.scale}"]
-    if pairs <= LARGEST_MATRIX:
+    if pairs <= options.most_compared:
         return sides.take_turns(options, OURS, PEERS, arguments)
     alone = argparse.Namespace(**{**vars(options), "rounds": 1})
     return sides.take_turns(alone, OURS[:1], [], arguments, warm_up=0)
@@ -127,6 +126,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="+", default=[8192], metavar="B", help="default: %(default)s")
     parser.add_argument("--width", type=int, default=512, metavar="D", help="default: %(default)s")
     parser.add_argument("--scale", type=float, default=100.0, help="exp(logit_scale) (default: %(default)s)")
+    parser.add_argument("--most-compared", type=int, default=32_768, metavar="B", help="default: %(default)s")
     options = parser.parse_args()
     if options.side:
         return side(options)

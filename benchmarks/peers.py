@@ -87,6 +87,7 @@ class StageOne:
         self.cached: list[Tensor] = []
         if not options.side.startswith("authors"):
             self.cached = [self.teach(teacher).repeat(2, 1) for _, teacher in drawn]
+            del self.teacher  # who has its vectors does not load it
         if options.side == "sentence_transformers":
             self.loss = _sentence_transformers_loss(model)
         if options.side == "sorted_cached":

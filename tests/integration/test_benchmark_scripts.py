@@ -14,7 +14,7 @@ from tests.workspace import REPOSITORY, Workspace, run_command
 BENCHMARKS = REPOSITORY / "benchmarks"
 TINY = ["--size", "tiny", "--batch", "4", "--steps", "1"]
 SCRIPTS = {
-    "loss": ["--pairs", "64", "33000", "--width", "2"],
+    "loss": ["--pairs", "64", "128", "--most-compared", "64"],
     "stage_one": TINY,
     "stage_two": TINY,
     "zero_shot": ["--size", "tiny", "--classes", "3", "--templates", "4", "--whole", "4"],

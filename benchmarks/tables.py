@@ -74,9 +74,9 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         median, low, high = statistics.median(row["values"]), min(row["values"]), max(row["values"])
         colour = "tab:red" if met(row) is False else "tab:blue"
         axes.errorbar(median, place, xerr=[[median - low], [high - median]], fmt="o", color=colour, capsize=3)
-        axes.annotate(f"{median:.2f}", (median, place), xytext=(0, 6), textcoords="offset points", ha="center", size=7)
+        axes.annotate(f"{median:.2f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center", size=8)
         if row["aim"] is not None:
-            axes.plot([row["aim"]] * 2, [place - 0.35, place + 0.35], color="black", linewidth=2)
+            axes.plot([row["aim"]] * 2, [place - 0.35, place + 0.35], color="black", linewidth=2, zorder=0)
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log")
     ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]

@@ -168,8 +168,9 @@ class StageTwo:
         encoder = XLMRobertaModel(config, add_pooling_layer=False)
         weights = text.roberta.state_dict().items()
         encoder.load_state_dict({name.replace("encoder.layers.", "encoder.layer."): value for name, value in weights})
-        encoder.save_pretrained(models / "xlm_roberta")
-        text_tower = {"hf_model_name": str(models / "xlm_roberta"), "hf_proj_type": "linear"}
+        own = models / f"xlm_roberta_of_{options.side}"
+        encoder.save_pretrained(own)
+        text_tower = {"hf_model_name": str(own), "hf_proj_type": "linear"}
         text_tower["hf_pooler_type"] = "cls_last_hidden_state_pooler"
         model = CustomTextCLIP(source.config.projection_dim, image_tower, text_tower, quick_gelu=True)
         model.text.proj = nn.Sequential(text.pre_LN, text.transformation, source.text_projection)

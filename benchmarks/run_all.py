@@ -13,13 +13,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RUNS = {
-    "stage_one_small": "stage_one.py --size small",
+    "stage_one_small": "stage_one.py --size small --steps 3",
     "stage_one_small_bfloat16": "stage_one.py --size small --dtype bfloat16",
     "stage_one_base": "stage_one.py --size base --steps 1 --rounds 3",
     "stage_two_small": "stage_two.py --size small",
     "stage_two_small_bfloat16": "stage_two.py --size small --dtype bfloat16",
     "stage_two_base": "stage_two.py --size base --steps 1 --rounds 3",
-    "loss": "loss.py --pairs 256 512 1024 2048 4096 8192 16384 131072",
+    "loss": "loss.py --pairs 256 512 1024 2048 4096 8192",
+    "loss_large": "loss.py --pairs 16384 131072 --rounds 3",
     "loss_bfloat16": "loss.py --pairs 8192 --dtype bfloat16",
     "zero_shot": "zero_shot.py",
     "tokenization": "tokenization.py",

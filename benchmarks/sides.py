@@ -160,10 +160,13 @@ class Side:
         self.name = name
         command = [python, sys.argv[0], "--side", name, *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.versions: dict[str, str] = self._answer()["versions"]
+        self.versions: dict[str, str] = {}
         self.first: dict[str, Any] = {}
         self.rounds: list[dict[str, Any]] = []
         self.peak_bytes = 0
+
+    def wait_until_prepared(self) -> None:
+        self.versions = self._answer()["versions"]
 
     def round(self, number: int) -> None:
         assert self.process.stdin is not None
@@ -198,6 +201,8 @@ def take_turns(
     pythons |= dict.fromkeys(peers, options.peers) if options.peers else {}
     shared = [f"--{name}={getattr(options, name)}" for name in ("threads", "device", "dtype", "rounds")]
     sides = [Side(name, python, [*arguments, *shared]) for name, python in pythons.items()]
+    for side in sides:
+        side.wait_until_prepared()
     for number in range(warm_up + options.rounds):
         for side in sides:
             side.round(number)

@@ -37,7 +37,6 @@ SMALL: Aims = {
 BASE: Aims = {
     ("authors", "ours_cached"): 3.2,
     ("authors_fused", "ours_cached"): 1.6,
-    ("authors_fused", "ours_first_epoch"): None,
 }
 AIMS: Mapping[tuple[str, str], Aims] = {
     ("small", "float32"): SMALL,
@@ -134,11 +133,11 @@ def main() -> None:
     if reason := sides.without_bfloat16(options):
         rows = [sides.row(f"{peer} / {own}", aim=aim) for (peer, own), aim in aims.items()]
         return sides.report(options, title, rows, not_applicable=reason)
-    peers = list(dict.fromkeys(peer for peer, _ in aims))
+    peers, ours = (list(dict.fromkeys(names)) for names in zip(*aims, strict=True))
     with tempfile.TemporaryDirectory() as directory:
         shapes.write_models(Path(directory), options.size)
         arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "steps")]
-        done = sides.take_turns(options, OURS, peers, [*arguments, f"--models={directory}"])
+        done = sides.take_turns(options, ours, peers, [*arguments, f"--models={directory}"])
     check_losses(options, done)
     rows = [row for (peer, own), aim in aims.items() for row in sides.faster(done, own, peer, aim)]
     rows += [row for peer in peers for row in sides.smaller(done, OURS[0], peer)]

@@ -22,7 +22,7 @@ from stage_one import TOLERANCE
 from torch import Tensor
 
 OURS, PEERS = ["ours", "ours_locked"], ["open_clip", "open_clip_locked"]
-AIMS = {  # at least; from the third size up the ones of 8,192 hold
+AIMS = {  # at least, from this size up
     "float32": {"ours": {256: 1.0, 8192: 2.0, 16_384: 2.3}, "ours_locked": {256: 1.0, 8192: 2.7}},
     "bfloat16": {"ours": {256: 1.0, 8192: 3.2}, "ours_locked": {256: 1.0}},
 }

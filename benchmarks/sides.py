@@ -66,14 +66,13 @@ def serve(options: argparse.Namespace, prepare: Callable[[], Round]) -> None:
     for line in sys.stdin:
         with timed() as seconds:
             result = do(int(line))
-        _say({**seconds, **result, "peak_bytes": _peak_bytes() - _before})
+        _say({**seconds, **result, "peak_bytes": _peak_bytes()})
 
 
 def models_follow() -> None:
     """To be called once libraries are loaded: they do not count as memory of a side."""
-    global _before
     gc.collect()
-    _before = 0 if torch.cuda.is_initialized() else _status("VmRSS")
+    _before.update(cpu=_status("VmRSS"), cuda=torch.cuda.memory_allocated())
 
 
 @contextmanager
@@ -112,7 +111,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-_before = 0
+_before = {"cpu": 0, "cuda": 0}
 
 
 def _forget_peak() -> None:
@@ -126,7 +125,9 @@ def _forget_peak() -> None:
 
 
 def _peak_bytes() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else _status("VmHWM")
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() - _before["cuda"]
+    return _status("VmHWM") - _before["cpu"]
 
 
 def _status(name: str) -> int:
@@ -250,12 +251,14 @@ def smaller(sides: Mapping[str, Side], own: str, peer: str, aim: float | None = 
     return [row(f"peak memory of {peer} / {own}", [sides[peer].peak_bytes / sides[own].peak_bytes], aim=aim)]
 
 
-def roofline(sides: Mapping[str, Side], own: str, aim: float | None = None) -> list[dict[str, Any]]:
+def roofline(
+    options: argparse.Namespace, sides: Mapping[str, Side], own: str, aim: float | None = None
+) -> list[dict[str, Any]]:
     """Share of the rate of a large matrix product that forward and backward reach on real tokens, round by round."""
     pairs = zip(sides[own].rounds, sides[CEILING].rounds, strict=True)
     shares = [100 * a["flops"] / a["compute_seconds"] / b["flops_per_second"] for a, b in pairs]
     rows = [row(f"{own}: forward + backward, of the ceiling", shares, "%", aim)]
-    if torch.cuda.is_available():
+    if options.device == "cuda":
         from altclip_train.models.flops import peak_flops
 
         if peak := peak_flops(torch.cuda.get_device_name()):

@@ -141,7 +141,7 @@ def main() -> None:
     check_losses(options, done)
     rows = [row for (peer, own), aim in aims.items() for row in sides.faster(done, own, peer, aim)]
     rows += [row for peer in peers for row in sides.smaller(done, OURS[0], peer)]
-    rows += sides.roofline(done, OURS[0], ROOFLINE.get(key))
+    rows += sides.roofline(options, done, OURS[0], ROOFLINE.get(key))
     pairs = options.batch * options.steps
     return sides.report(options, title, rows, done, per_round=pairs, unit="pairs", batch=options.batch)
 

@@ -148,7 +148,11 @@ def main() -> None:
         done = sides.take_turns(options, OURS, [PEER], [*arguments, f"--models={directory}"])
     losses = {name: s.first["loss"] for name, s in done.items() if name != sides.CEILING}
     assert all(math.isclose(x, losses["ours"], rel_tol=TOLERANCE[options.dtype]) for x in losses.values()), losses
-    rows = [*rows_of(done, aims), *sides.roofline(done, OURS[0], ROOFLINE.get(key)), *sides.roofline(done, "ours")]
+    rows = [
+        *rows_of(done, aims),
+        *sides.roofline(options, done, OURS[0], ROOFLINE.get(key)),
+        *sides.roofline(options, done, "ours"),
+    ]
     pairs = options.batch * options.steps
     return sides.report(options, title, rows, done, per_round=pairs, unit="pairs", batch=options.batch)
 

@@ -15,8 +15,10 @@ from typing import Any
 import sides
 import torch
 import torch.nn.functional as F
-from shapes import LONGEST, PAD, Texts, Words
+from shapes import LONGEST, PAD, STUDENTS, Texts, Words, draw_texts
 from torch import Tensor, nn
+
+SORTED_TOGETHER = 32  # batches
 
 
 class _Placeholder(type):
@@ -85,14 +87,14 @@ class StageOne:
         self.student: Callable[[Texts], Tensor] = lambda texts: model(texts.input_ids, texts.mask).pooler_output
         self.loss: Callable[[Texts, Tensor], Tensor] = lambda texts, target: F.mse_loss(self.student(texts), target)
         self.cached: list[Tensor] = []
+        if options.side == "sorted_cached":
+            self.student = lambda texts: _pooled_first(model, texts)
+            self.drawn = [(texts, texts) for texts in _sorted_by_length(options)]
         if not options.side.startswith("authors"):
             self.cached = [self.teach(teacher).repeat(2, 1) for _, teacher in drawn]
             del self.teacher  # who has its vectors does not load it
         if options.side == "sentence_transformers":
             self.loss = _sentence_transformers_loss(model)
-        if options.side == "sorted_cached":
-            self.student = lambda texts: _pooled_first(model, texts)
-            self.drawn, self.cached = _sorted_by_length(self.drawn, self.cached, options.steps)
         fused = None if options.side == "authors" else True  # None: torch chooses
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
 
@@ -109,7 +111,7 @@ class StageOne:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"loss": loss.item()}
+        return {"loss": loss.item(), "tokens": student.mask.sum().item()}
 
 
 def _pooled_first(model: nn.Module, texts: Texts) -> Tensor:
@@ -195,26 +197,22 @@ class StageTwo:
         return {"loss": loss.item()}
 
 
-def _sorted_by_length(
-    drawn: Sequence[tuple[Texts, Texts]], targets: Sequence[Tensor], steps: int
-) -> tuple[list[tuple[Texts, Texts]], list[Tensor]]:
-    """All texts of the run in as many batches of similar length, each padded to its own longest.
+def _sorted_by_length(options: argparse.Namespace) -> list[Texts]:
+    """Batches of 2B texts of similar length, as one gets them by sorting very many, each padded to its own longest.
 
-    A round has `steps` batches of all lengths, so that rounds cost the same.
+    Those of all rounds are spread evenly over the lengths, and so are those of each round.
     """
-    longest = max(texts.mask.shape[1] for texts, _ in drawn)
-    ids = torch.cat([F.pad(t.input_ids, (0, longest - t.mask.shape[1]), value=PAD) for t, _ in drawn])
-    mask = torch.cat([F.pad(t.mask, (0, longest - t.mask.shape[1])) for t, _ in drawn])
-    vectors = torch.cat(list(targets))
-    by_length = mask.sum(1).argsort().split(len(targets[0]))
-    rounds = len(by_length) // steps
-    batches, sorted_targets = [], []
-    for own in (by_length[n] for first in range(rounds) for n in range(first, len(by_length), rounds)):
-        length = int(mask[own].sum(1).max())
-        texts = Texts(ids[own, :length], mask[own, :length])
-        batches.append((texts, texts))
-        sorted_targets.append(vectors[own])
-    return batches, sorted_targets
+    size, rounds = 2 * options.batch, options.rounds + 1
+    pool = draw_texts(SORTED_TOGETHER * size, STUDENTS[options.size]["vocab_size"], 1_000_000)
+    by_length = pool.mask.sum(1).argsort().split(size)
+    batches = []
+    for number in sorted(range(rounds), key=lambda n: n != rounds // 2):  # the middle one warms up
+        for step in range(options.steps):
+            place = step * rounds + (number if step % 2 == 0 else rounds - 1 - number)
+            own = by_length[int((place + 0.5) / (rounds * options.steps) * SORTED_TOGETHER)]
+            length = int(pool.mask[own].sum(1).max())
+            batches.append(Texts(pool.input_ids[own, :length], pool.mask[own, :length]).to(options.device))
+    return batches
 
 
 def clip_benchmark_classifier(

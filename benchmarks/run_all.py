@@ -13,7 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RUNS = {
-    "stage_one_small": "stage_one.py --size small --steps 3",
+    "stage_one_small": "stage_one.py --size small --batch 256 --steps 1",
+    "stage_one_small_batch_64": "stage_one.py --size small --batch 64 --steps 2 --rounds 3",
     "stage_one_small_bfloat16": "stage_one.py --size small --dtype bfloat16",
     "stage_one_base": "stage_one.py --size base --steps 1 --rounds 3",
     "stage_two_small": "stage_two.py --size small",

@@ -238,10 +238,15 @@ def faster(sides: Mapping[str, Side], own: str, peer: str, aim: float | None = N
     if own not in sides or peer not in sides:
         return []
     wall, cpu = (
-        [b / a for a, b in zip(sides[own].column(figure), sides[peer].column(figure), strict=True)]
+        [b / a for a, b in zip(_costs(sides[own], figure), _costs(sides[peer], figure), strict=True)]
         for figure in ("seconds", "cpu_seconds")
     )
     return [row(f"{peer} / {own}", wall, aim=aim, cpu=cpu)]
+
+
+def _costs(side: Side, figure: str) -> list[float]:
+    """Of each round; for a real token where a side counts them."""
+    return [measured[figure] / measured.get("tokens", 1) for measured in side.rounds]
 
 
 def smaller(sides: Mapping[str, Side], own: str, peer: str, aim: float | None = None) -> list[dict[str, Any]]:

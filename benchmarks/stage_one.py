@@ -9,6 +9,9 @@ Every side starts from the same weights and trains on the same token ids; the lo
     authors_fused           the same with fused AdamW
     sentence_transformers   its distillation loss and modules towards cached vectors, fused AdamW
     sorted_cached           transformers on batches of texts of similar length, cached vectors, fused AdamW
+
+Ratios are of the time for one real token: that is the same as for one pair, but for `sorted_cached`, whose batches must
+differ from the others'. Padding to the longest of a batch costs the more the larger the batch is.
 """
 
 from __future__ import annotations
@@ -87,7 +90,8 @@ class Ours:
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"loss": loss.item(), "compute_seconds": compute["seconds"], "flops": self.flops(number)}
+        figures = {"compute_seconds": compute["seconds"], "flops": self.flops(number)}
+        return {"loss": loss.item(), "tokens": len(student.input_ids), **figures}
 
     def flops(self, number: int) -> float:
         from altclip_train.models.flops import text_flops

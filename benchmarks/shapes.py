@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,9 @@ class Texts(NamedTuple):
 
     input_ids: Tensor  # (B, L)
     mask: Tensor  # (B, L), 1 for a token
+
+    def to(self, device: str) -> Texts:
+        return Texts(self.input_ids.to(device), self.mask.to(device))
 
 
 def write_models(directory: Path, size: str) -> None:
@@ -75,17 +79,6 @@ def draw_texts(count: int, vocabulary: int, seed: int, *, clip: bool = False) ->
     return Texts(ids.masked_fill(~mask, CLIP_VOCABULARY - 1 if clip else PAD), mask.long())
 
 
-def real_tokens(texts: Texts) -> int:
-    return int(texts.mask.sum())
-
-
-def text_flops(width: int, hidden: int, layers: int, texts: Texts) -> float:
-    """Multiply-adds x 2 of a text tower's forward pass over real tokens: linear layers, and attention by length."""
-    lengths = texts.mask.sum(1).double()
-    linear = (8 * width**2 + 4 * width * hidden) * lengths.sum()
-    return float(layers * (linear + 4 * width * lengths.square().sum()))
-
-
 class Words:
     """A tokenizer whose word ``w12`` is token 12, so that every side encodes the same token ids at no cost."""
 
@@ -109,3 +102,11 @@ def draw_prompts(classes: int, templates: int, vocabulary: int) -> tuple[list[st
 
     names = [" ".join(words(1, 4)) for _ in range(classes)]
     return names, [" ".join([*words(1, 6), "{c}", *words(2, 6)]) for _ in range(templates)]
+
+
+def sums(steps: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Figures of the steps of a round, added up; the loss is that of the first."""
+    first, *rest = steps
+    return {
+        name: value if name == "loss" else value + sum(step[name] for step in rest) for name, value in first.items()
+    }

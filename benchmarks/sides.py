@@ -9,15 +9,16 @@ it only our sides are measured.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "altclip_train", "transformers", "open_clip_torch", "sentence-transformers", "clip-benchmark")
+CEILING = "ceiling"  # the side that does nothing but large matrix products
+CEILING_SIZE, CEILING_PRODUCTS = 2048, 8
 Round = Callable[[int], Mapping[str, Any]]
 
 
@@ -36,28 +39,119 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--peers", metavar="PYTHON", help="the interpreter of the peers' environment")
     options.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     options.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
+    options.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    options.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="bfloat16 by autocast (default: %(default)s)",
+    )
     options.add_argument("--json", metavar="FILE", help="write every measurement")
     options.add_argument("--side", help=argparse.SUPPRESS)
     return options
 
 
-def serve(prepare: Callable[[], tuple[Mapping[str, Any], Round]]) -> None:
-    """Be one side: prepare, then a round for each line, timed whole unless it gives seconds of its own."""
-    facts, do = prepare()
-    _say({**facts, "versions": _versions()})
+# One side
+
+
+def serve(options: argparse.Namespace, prepare: Callable[[], Round]) -> None:
+    """Be one side: prepare, then a round for each line, timed whole unless it gives seconds of its own.
+
+    Peak memory is counted from when everything is prepared, above what the process had before `models_follow`.
+    """
+    torch.set_num_threads(options.threads)
+    do = _ceiling(options) if options.side == CEILING else prepare()
+    _say({"versions": _versions()})
+    _forget_peak()
     for line in sys.stdin:
         with timed() as seconds:
             result = do(int(line))
-        _say({**seconds, **result, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+        _say({**seconds, **result, "peak_bytes": _peak_bytes()})
+
+
+def models_follow() -> None:
+    """To be called once libraries are loaded: they do not count as memory of a side."""
+    gc.collect()
+    _before.update(cpu=_status("VmRSS"), cuda=torch.cuda.memory_allocated())
 
 
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
     """Seconds and CPU seconds of the block, filled in at its end. A round may time a part of itself."""
     seconds: dict[str, float] = {}
+    _synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
     yield seconds
+    _synchronize()
     seconds |= {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+
+
+def autocast(options: argparse.Namespace) -> torch.autocast:
+    """The forward pass of every side runs in this."""
+    return torch.autocast(options.device, torch.bfloat16, enabled=options.dtype == "bfloat16")
+
+
+def _ceiling(options: argparse.Namespace) -> Round:
+    dtype = getattr(torch, options.dtype)
+    a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, dtype=dtype, device=options.device) for _ in range(2))
+
+    def products(_: int) -> Mapping[str, Any]:
+        times = []
+        for _ in range(CEILING_PRODUCTS):
+            with timed() as seconds:
+                a @ b
+            times.append(seconds["seconds"])
+        return {"flops_per_second": 2 * CEILING_SIZE**3 / min(times)}
+
+    return products
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+_before = {"cpu": 0, "cuda": 0}
+
+
+def _forget_peak() -> None:
+    """Building a model takes more than training it may: what counts begins here."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError, AttributeError):  # Linux alone
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() - _before["cuda"]
+    return _status("VmHWM") - _before["cpu"]
+
+
+def _status(name: str) -> int:
+    """A size of this process in bytes; where there is no /proc, its peak so far."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _say(answer: Mapping[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+# All sides
 
 
 class Side:
@@ -67,9 +161,13 @@ class Side:
         self.name = name
         command = [python, sys.argv[0], "--side", name, *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self._answer()
+        self.versions: dict[str, str] = {}
         self.first: dict[str, Any] = {}
         self.rounds: list[dict[str, Any]] = []
+        self.peak_bytes = 0
+
+    def wait_until_prepared(self) -> None:
+        self.versions = self._answer()["versions"]
 
     def round(self, number: int) -> None:
         assert self.process.stdin is not None
@@ -87,87 +185,155 @@ class Side:
     def close(self) -> None:
         self.process.communicate()
 
+    def column(self, figure: str) -> list[float]:
+        return [measured[figure] for measured in self.rounds]
+
 
 def take_turns(
-    options: argparse.Namespace, ours: Sequence[str], peers: Sequence[str], arguments: Sequence[str]
-) -> list[Side]:
-    """Every side after its rounds: one that warms up and is not counted, then ``--rounds``."""
-    pythons = dict.fromkeys(ours, sys.executable) | (dict.fromkeys(peers, options.peers) if options.peers else {})
-    shared = [*arguments, "--threads", str(options.threads)]
-    sides = [Side(name, python, shared) for name, python in pythons.items()]
-    for number in range(options.rounds + 1):
+    options: argparse.Namespace,
+    ours: Sequence[str],
+    peers: Sequence[str],
+    arguments: Sequence[str],
+    *,
+    warm_up: int = 1,
+) -> dict[str, Side]:
+    """Every side, and the ceiling, after its rounds: one that warms up and is not counted, then ``--rounds``."""
+    pythons = dict.fromkeys([*ours, CEILING], sys.executable)
+    pythons |= dict.fromkeys(peers, options.peers) if options.peers else {}
+    shared = [f"--{name}={getattr(options, name)}" for name in ("threads", "device", "dtype", "rounds")]
+    sides = [Side(name, python, [*arguments, *shared]) for name, python in pythons.items()]
+    for side in sides:
+        side.wait_until_prepared()
+    for number in range(warm_up + options.rounds):
         for side in sides:
             side.round(number)
     for side in sides:
-        side.first, *side.rounds = side.rounds
         side.close()
-    return sides
+        side.peak_bytes = max(measured.pop("peak_bytes") for measured in side.rounds)
+        side.first = side.rounds[0]
+        side.rounds = side.rounds[warm_up:]
+    return {side.name: side for side in sides}
 
 
-def ratios(side: Side, peer: Side, figure: str = "seconds") -> list[float]:
-    """How many times as long the peer took, round by round."""
-    return [theirs[figure] / own[figure] for own, theirs in zip(side.rounds, peer.rounds, strict=True)]
+def without_bfloat16(options: argparse.Namespace) -> str | None:
+    """Why bfloat16 is not measured here; None where it may be."""
+    if options.dtype == "bfloat16" and options.device == "cpu" and not _processor()[1] & {"amx_bf16", "avx512_bf16"}:
+        return "this processor multiplies no bfloat16 (neither AMX nor AVX512-BF16)"
+    return None
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median with the range of all values."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+# What is said about them. A row of a result is what tables.py prints: a figure of each round, and its aim.
 
 
-def gemm_rate(threads: int, dtype: torch.dtype = torch.float32) -> float:
-    """The best rate of a large matrix product here, in FLOP/s: the ceiling of everything measured."""
-    torch.set_num_threads(threads)
-    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(times)
+def row(
+    what: str, values: Sequence[float] = (), unit: str = "times", aim: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """A line of the table. `more`: `cpu`, the same by CPU time; `at_most`, for an aim from above."""
+    rounded = {name: _rounded(value) if isinstance(value, list) else value for name, value in more.items()}
+    return {"what": what, "unit": unit, "values": _rounded(values), "aim": aim, **rounded}
 
 
-def machine(threads: int) -> dict[str, Any]:
+def faster(sides: Mapping[str, Side], own: str, peer: str, aim: float | None = None) -> list[dict[str, Any]]:
+    """How many times as long the peer took, round by round; no row without either."""
+    if own not in sides or peer not in sides:
+        return []
+    wall, cpu = (
+        [b / a for a, b in zip(_costs(sides[own], figure), _costs(sides[peer], figure), strict=True)]
+        for figure in ("seconds", "cpu_seconds")
+    )
+    return [row(f"{peer} / {own}", wall, aim=aim, cpu=cpu)]
+
+
+def _costs(side: Side, figure: str) -> list[float]:
+    """Of each round; for a real token where a side counts them."""
+    return [measured[figure] / measured.get("tokens", 1) for measured in side.rounds]
+
+
+def smaller(sides: Mapping[str, Side], own: str, peer: str, aim: float | None = None) -> list[dict[str, Any]]:
+    """How many times as much memory the peer took."""
+    if own not in sides or peer not in sides:
+        return []
+    return [row(f"peak memory of {peer} / {own}", [sides[peer].peak_bytes / sides[own].peak_bytes], aim=aim)]
+
+
+def roofline(
+    options: argparse.Namespace, sides: Mapping[str, Side], own: str, aim: float | None = None
+) -> list[dict[str, Any]]:
+    """Share of the rate of a large matrix product that forward and backward reach on real tokens, round by round."""
+    pairs = zip(sides[own].rounds, sides[CEILING].rounds, strict=True)
+    shares = [100 * a["flops"] / a["compute_seconds"] / b["flops_per_second"] for a, b in pairs]
+    rows = [row(f"{own}: forward + backward, of the ceiling", shares, "%", aim)]
+    if options.device == "cuda":
+        from altclip_train.models.flops import peak_flops
+
+        if peak := peak_flops(torch.cuda.get_device_name()):
+            steps = [100 * a["flops"] / a["seconds"] / peak for a in sides[own].rounds]
+            rows.append(row(f"{own}: whole step, model FLOP utilisation in bfloat16", steps, "%"))
+    return rows
+
+
+def report(
+    options: argparse.Namespace,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    sides: Mapping[str, Side] | None = None,
+    *,
+    per_round: float = 0,
+    unit: str = "",
+    **facts: Any,
+) -> None:
+    """Print the tables of a result, and write it as JSON. `per_round`: how many of `unit` a round does."""
+    from tables import render
+
+    measured = {}
+    ceilings = [side for side in (sides or {}).values() if side.name == CEILING]
+    for name, side in (sides or {}).items():
+        if side in ceilings:
+            continue
+        rounds = {figure: _rounded(side.column(figure)) for figure in ("seconds", "cpu_seconds")}
+        measured[name] = {"per_round": per_round, "unit": unit, "peak_bytes": side.peak_bytes, **rounds}
+    if ceilings:
+        facts["ceiling_gflops"] = [round(rate / 1e9) for side in ceilings for rate in side.column("flops_per_second")]
+    versions: dict[str, str] = {}
+    for side in (sides or {}).values():
+        versions |= side.versions
+    result = {
+        "title": title,
+        "machine": machine(options),
+        "versions": versions or _versions(),
+        "facts": facts,
+        "sides": measured,
+        "rows": list(rows),
+    }
+    print(render(result))
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
     """What a figure depends on."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    name, flags = _processor()
+    widest = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "")
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{name} ({widest})"
     return {
-        "machine": f"{_processor()}, {threads} threads, {platform.system()}, Python {platform.python_version()}",
-        "gemm_gflops": round(gemm_rate(threads) / 1e9),
+        "device": device,
+        "threads": options.threads,
+        "system": f"{platform.system()}, Python {platform.python_version()}",
         "commit": commit.stdout.strip(),
     }
 
 
-def report(options: argparse.Namespace, sides: Sequence[Side], extra: Mapping[str, Any]) -> None:
-    """Print what was measured on what, and write it as JSON."""
-    facts = {**machine(options.threads), **extra} if "commit" not in extra else dict(extra)
-    for name, value in facts.items():
-        print(f"{name}: {value}")
-    measured = {side.name: {"facts": side.facts, "rounds": side.rounds} for side in sides}
-    for side in sides:
-        print(f"{side.name}: {', '.join(f'{k} {v}' for k, v in side.facts['versions'].items())}")
-    if options.json:
-        Path(options.json).write_text(json.dumps({**facts, "sides": measured}, indent=1) + "\n", encoding="utf-8")
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]
 
 
-def _say(answer: Mapping[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
+def _processor() -> tuple[str, set[str]]:
+    """Name and abilities."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    widest = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "")
-    return f"{name} ({widest})"
+        return platform.processor(), set()
+    named = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    values = {name.strip(): value.strip() for name, value in named.items()}
+    return values.get("model name", "unknown"), set(values.get("flags", "").split())

@@ -1,6 +1,6 @@
 """Texts to packed token ids, beside other libraries, on one core and on two: ``python benchmarks/tokenization.py``.
 
-Each row is one kind of text, each column one way to encode it, 256 texts at a time, in texts per second:
+Ways to encode a kind of text, 256 texts at a time:
 
     ours            TextTokenizer.pack, what the loader calls: one packed int64 tensor a batch. It remembers words of
                     100,000 texts before; `cold` has seen none
@@ -19,11 +19,8 @@ table shows medians.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -33,10 +30,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import sides
+
 from altclip_train.data.texts import read_texts
 from altclip_train.processing import CLIPTokenizer, XLMRTokenizer, load_tokenizer, train_clip_bpe, train_sentencepiece
 
 BATCH, MAX_LENGTH = 256, 77
+AIM = 200_000  # texts per second on two cores
 WAYS = {
     "xlmr": ["ours, cold", "ours", "tokenizers", "transformers", "sentencepiece"],
     "clip": ["ours, cold", "ours", "tokenizers", "transformers"],
@@ -147,7 +147,7 @@ def rates(
     tokenizer, kind = row
     result = {way: {1: [], 2: []} for way in WAYS[tokenizer]}
     pools = [ProcessPoolExecutor(1) for _ in range(2)]
-    before = texts.of(kind, 100_000, -2)
+    before = texts.of(kind, arguments.before, -2)
     for pool in pools:
         for way in WAYS[tokenizer]:
             pool.submit(measure, folder, tokenizer, way, before[:BATCH], 60).result()
@@ -164,10 +164,18 @@ def rates(
     return result
 
 
-def processor_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def rows_of(name: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ours on two cores, and beside each other way on one."""
+    texts_per_second = row["texts_per_second"]
+    ours = texts_per_second["ours"]
+    rows = [sides.row(f"{name}, {row['tokens_per_text']:.1f} tokens: ours on two cores", ours[2], "texts/s", AIM)]
+    for way, by_processes in texts_per_second.items():
+        if not way.startswith("ours"):
+            ratios = [a / b for a, b in zip(ours[1], by_processes[1], strict=True)]
+            rows.append(sides.row(f"{name}: ours / {way}", ratios))
+    if (share := row.get("sentencepiece_differs")) is not None:
+        rows.append(sides.row(f"{name}: texts that SentencePiece cuts in another way", [100 * share], "%"))
+    return rows
 
 
 def main() -> None:
@@ -177,6 +185,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks/tokenization"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=20_000, help="new texts of a process in each measurement")
+    parser.add_argument("--before", type=int, default=100_000, help="texts that ours has seen (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.3, help="at most, of CPU time, per measurement")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -185,34 +194,16 @@ def main() -> None:
     if not (arguments.directory / "xlmr").is_dir():
         train_tokenizers(arguments.directory, texts)
     folders = {"xlmr": arguments.tokenizer or arguments.directory / "xlmr", "clip": arguments.directory / "clip"}
-    versions = {name: version(name) for name in ("torch", "tokenizers", "transformers", "sentencepiece", "numpy")}
-    result = {
-        "machine": {"processor": processor_name(), "cpus": os.cpu_count(), "python": platform.python_version()},
-        "versions": versions,
-        "vocabulary": {name: len(load_tokenizer(folder)) for name, folder in folders.items()},
-        "rows": {},
-    }
-    print(*(f"{name} {value}" for part in list(result.values())[:3] for name, value in part.items()), sep=", ")
+    rows: list[dict[str, Any]] = []
     for tokenizer, kind in ROWS:
         folder = folders[tokenizer]
         row = compare(folder, tokenizer, texts.of(kind, 4000, 0))
         row["texts_per_second"] = rates(folder, (tokenizer, kind), texts, arguments)
-        result["rows"][f"{tokenizer} {kind}"] = row
-        print_row(f"{tokenizer} {kind}", row)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def print_row(name: str, row: dict[str, Any]) -> None:
-    different = row.get("sentencepiece_differs")
-    note = "" if different is None else f"; SentencePiece cuts {different:.2%} of the texts in another way"
-    print(f"\n{name}: {row['tokens_per_text']:.1f} tokens a text, the ids of transformers{note}")
-    print(f"{'':16} {'one process':>12} {'two':>10} {'tokens/s, two':>14} {'ours by this, one':>18}")
-    ours = row["texts_per_second"]["ours"][1]
-    for way, by_processes in row["texts_per_second"].items():
-        one, two = (statistics.median(by_processes[processes]) for processes in (1, 2))
-        ratio = statistics.median(a / b for a, b in zip(ours, by_processes[1], strict=True))
-        print(f"{way:16} {one:12,.0f} {two:10,.0f} {two * row['tokens_per_text']:14,.0f} {ratio:18.1f}")
+        rows += rows_of(f"{tokenizer} {kind}", row)
+    facts = {f"{name}_vocabulary": len(load_tokenizer(folder)) for name, folder in folders.items()}
+    facts |= {name: version(name) for name in ("tokenizers", "sentencepiece")}
+    options = argparse.Namespace(device="cpu", threads=1, json=arguments.json)
+    sides.report(options, "Tokenization", rows, **facts)
 
 
 if __name__ == "__main__":

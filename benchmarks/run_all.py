@@ -1,0 +1,51 @@
+"""Every comparison with the sizes of README.md's tables: ``python benchmarks/run_all.py --peers PYTHON``.
+
+Writes results/NAME.json for each, then the tables of README.md and results/ratios.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RUNS = {
+    "stage_one_small": "stage_one.py --size small --batch 256 --steps 1",
+    "stage_one_small_batch_64": "stage_one.py --size small --batch 64 --steps 2 --rounds 3",
+    "stage_one_small_bfloat16": "stage_one.py --size small --dtype bfloat16",
+    "stage_one_base": "stage_one.py --size base --steps 1 --rounds 3",
+    "stage_two_small": "stage_two.py --size small",
+    "stage_two_small_bfloat16": "stage_two.py --size small --dtype bfloat16",
+    "stage_two_base": "stage_two.py --size base --steps 1 --rounds 3",
+    "loss": "loss.py --pairs 256 512 1024 2048 4096 8192",
+    "loss_large": "loss.py --pairs 16384 131072 --rounds 3",
+    "loss_bfloat16": "loss.py --pairs 8192 --dtype bfloat16",
+    "zero_shot": "zero_shot.py",
+    "tokenization": "tokenization.py",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", metavar="PYTHON", required=True, help="the interpreter of the peers' environment")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help=", ".join(RUNS))
+    options = parser.parse_args()
+    (HERE / "results").mkdir(exist_ok=True)
+    for name in options.only:
+        start = time.perf_counter()
+        print(f"\n== {name}", flush=True)
+        script, *arguments = RUNS[name].split()
+        command = [sys.executable, str(HERE / script), *arguments, "--json", str(HERE / "results" / f"{name}.json")]
+        if script != "tokenization.py":
+            command += ["--peers", options.peers, "--device", options.device]
+        subprocess.run(command, check=True)
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    subprocess.run([sys.executable, str(HERE / "tables.py")], check=True)
+
+
+if __name__ == "__main__":
+    main()

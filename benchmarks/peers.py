@@ -53,6 +53,9 @@ class _NoTorchvision:
 
 def open_clip() -> Any:
     """The package."""
+    from transformers.utils import is_torchvision_available
+
+    is_torchvision_available()  # transformers remembers that there is none; a placeholder would have no version
     if not any(isinstance(finder, _NoTorchvision) for finder in sys.meta_path):
         sys.meta_path.insert(0, _NoTorchvision())  # type: ignore[arg-type]
     import open_clip

@@ -24,6 +24,8 @@ RUNS = {
     "loss_large": "loss.py --pairs 16384 131072 --rounds 3",
     "loss_bfloat16": "loss.py --pairs 8192 --dtype bfloat16",
     "zero_shot": "zero_shot.py",
+    "evaluation": "evaluation.py --rounds 3",
+    "switches_base": "switches.py --size base --steps 1 --rounds 3 --only dense locked checkpointing",
     "tokenization": "tokenization.py",
 }
 

@@ -14,7 +14,6 @@ Every side is our own step towards cached teacher vectors, gradients clipped as 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,8 +30,8 @@ TRIMMED = 32_000
 
 
 def side(options: argparse.Namespace) -> None:
-    def prepare() -> tuple[Mapping[str, Any], sides.Round]:
-        torch.set_num_threads(options.threads)
+    def prepare() -> sides.Round:
+        sides.models_follow()
         torch.manual_seed(0)
         shape = shapes.STUDENTS[options.size]
         vocabulary = min(TRIMMED, shape["vocab_size"])
@@ -60,11 +59,11 @@ def side(options: argparse.Namespace) -> None:
                     optimizer.step()
                     optimizer.zero_grad()
                 update = {key: update[key] + part[key] for key in update}
-            return {"update_seconds": update["seconds"], "update_cpu_seconds": update["cpu_seconds"]}
+            return {"update_seconds": update["seconds"]}
 
-        return {"trained_parameters": sum(p.numel() for p in trained)}, steps
+        return steps
 
-    sides.serve(prepare)
+    sides.serve(options, prepare)
 
 
 def main() -> None:
@@ -77,18 +76,15 @@ def main() -> None:
     if options.side:
         return side(options)
     arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "steps")]
-    done = {s.name: s for s in sides.take_turns(options, options.only, [], arguments)}
-    for name, measured in done.items():
-        seconds, update = (
-            statistics.median(r[key] for r in measured.rounds) / options.steps for key in ("seconds", "update_seconds")
-        )
-        peak = max(r["peak_bytes"] for r in measured.rounds) / 2**20
-        facts = f"{seconds:7.3f} s a step, {update:.3f} s of it after backward   peak {peak:6,.0f} MiB"
-        if "dense" in done and name != "dense":
-            facts += f"   dense : {name} {sides.spread(sides.ratios(measured, done['dense']))} times"
-        print(f"{name:14s} {facts}")
-    sides.report(options, list(done.values()), {"size": options.size, "batch": options.batch})
-    return None
+    done = sides.take_turns(options, options.only, [], arguments)
+    rows = [row for name in SIDES[1:] for row in sides.faster(done, name, SIDES[0])]
+    rows += [row for name in SIDES[1:] for row in sides.smaller(done, name, SIDES[0])]
+    for name in options.only:
+        seconds = [value / options.steps for value in done[name].column("update_seconds")]
+        rows.append(sides.row(f"{name}: after backward, a step", seconds, "s"))
+    pairs = options.batch * options.steps
+    title = f"Switches of stage one, {options.size}, {options.dtype}"
+    return sides.report(options, title, rows, done, per_round=pairs, unit="pairs", batch=options.batch)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def retrieval_case(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]
     generator = torch.Generator().manual_seed(0)
     owners = torch.arange(options.texts) * options.images // options.texts
     images = F.normalize(torch.randn(options.images, options.width, generator=generator), dim=1)
-    noise = torch.randn(options.texts, options.width, generator=generator) * 3 / options.width**0.5
+    noise = torch.randn(options.texts, options.width, generator=generator) * 8 / options.width**0.5
     return images, F.normalize(images[owners] + noise, dim=1), owners
 
 

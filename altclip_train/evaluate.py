@@ -30,6 +30,7 @@ from altclip_train.evaluation.comparison import print_comparison
 from altclip_train.evaluation.other_models import library_of, load_other
 from altclip_train.evaluation.report import write_page
 from altclip_train.evaluation.results import RESULTS, SAMPLES, write_csv, write_samples
+from altclip_train.files import contents
 from altclip_train.hub import local_directory
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# One file of each row must be there; a row's entries may be several files that belong together.
+# One entry of each row must be there, and of an entry every file.
 MODEL_FILES: dict[str, list[list[str]]] = {
-    "its configuration": [["config.json"], ["open_clip_config.json"]],
+    "its configuration": [["config.json"], ["open_clip_config.json"], ["*.pt"]],
     "its weights": [
         ["model.safetensors"],
         ["model.safetensors.index.json"],
@@ -48,6 +49,7 @@ MODEL_FILES: dict[str, list[list[str]]] = {
         ["pytorch_model.bin"],
         ["pytorch_model.bin.index.json"],
         ["open_clip_pytorch_model.bin"],
+        ["*.pt"],
     ],
     "its image transform": [["preprocessor_config.json"], ["processor_config.json"], ["open_clip_config.json"]],
     "its tokenizer": [
@@ -80,14 +82,12 @@ def find_checkpoint(checkpoint: str | Path | None) -> Path:
     missing = [
         f"{what} ({' or '.join(' + '.join(names) for names in choices)})"
         for what, choices in MODEL_FILES.items()
-        if not any(all((path / name).is_file() for name in names) for names in choices)
+        if not any(all(any(path.glob(name)) for name in names) for names in choices)
     ]
     if missing:
-        names = sorted(entry.name for entry in path.iterdir())
-        found = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         raise FileNotFoundError(
             f"checkpoint={path} is not a model directory: it lacks {'; '.join(missing)}. "
-            f"It holds {found or 'nothing'}. "
+            f"It holds {contents(path)}. "
             f"Pass a directory in the layout of a published AltCLIP or CLIP{_finished_runs()}"
         )
     return path

@@ -21,6 +21,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def contents(directory: Path) -> str:
+    """Names of what a directory holds, for errors: the first 20, or "nothing"."""
+    names = sorted(entry.name for entry in directory.iterdir())
+    return ", ".join(names[:20] + ["…"] * (len(names) > 20)) or "nothing"
+
+
 @contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
     """A path to write to, which takes the name of `file` at the end: readers see the old file or the whole new one."""

@@ -41,6 +41,18 @@ def local_directory(path_or_id: str | Path, *, weights: bool = False) -> Path:
     return directory
 
 
+def model_directory(path_or_id: str | Path, *, weights: bool = False) -> Path:
+    """`local_directory` of a model. Raises what that raises, and FileNotFoundError for what can hold no model."""
+    directory = local_directory(path_or_id, weights=weights)
+    if directory.is_file():
+        raise FileNotFoundError(f"{directory} is a file, expected a model directory: give {directory.parent}")
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is not a directory: give a model directory, or a hub id ORG/NAME")
+    if not (directory / "config.json").exists() and (directory / "model" / "config.json").is_file():
+        raise FileNotFoundError(f"{directory} is a run: give its model directory, {directory / 'model'}")
+    return directory
+
+
 def _fetch(hub_id: str, patterns: tuple[str, ...]) -> Path:
     by_hand = f"or download {hub_id} by hand and pass its directory"
     try:

@@ -14,16 +14,20 @@ Schedule = Callable[..., LambdaLR]
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; biases, norms and scalars (logit_scale) do not.
+    """Trainable parameters in three groups: matrices decay; biases, norms and scalars (logit_scale) do not.
 
-    Raises ValueError when nothing is trainable.
+    Matrices of linear layers are apart from tables and convolutions, marked ``hidden``: `Muon` steps them in its own
+    way. Raises ValueError when nothing is trainable.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("no parameter is trainable: every tower is locked; unlock one in stage.locked")
-    decayed = [p for p in trainable if p.ndim >= 2]
-    others = [p for p in trainable if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    linear = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+    groups = [
+        {"params": [p for p in trainable if id(p) in linear], "weight_decay": weight_decay, "hidden": True},
+        {"params": [p for p in trainable if p.ndim >= 2 and id(p) not in linear], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 

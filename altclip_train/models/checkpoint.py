@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from altclip_train.files import read_json
-from altclip_train.hub import local_directory
+from altclip_train.files import contents, read_json
+from altclip_train.hub import model_directory
 from altclip_train.models import open_clip
 from altclip_train.models.config_base import StoredConfig, read_config_file
 from altclip_train.models.spelling import respell
@@ -52,13 +52,15 @@ class Checkpoint:
 
 def open_checkpoint(path_or_id: str | Path) -> Checkpoint:
     """Look at a model directory or hub id. Raises FileNotFoundError or ValueError that name the file."""
-    directory = local_directory(path_or_id, weights=True)
-    foreign = directory / open_clip.CONFIG
-    if (directory / "config.json").is_file() or not (foreign.is_file() or list(directory.glob("*.pt"))):
-        return Checkpoint(directory=directory, config_name="config.json", content=read_config_file(directory))
+    directory = model_directory(path_or_id, weights=True)
+    own, foreign = directory / "config.json", directory / open_clip.CONFIG
+    if own.is_file() or own.is_symlink():
+        return Checkpoint(directory=directory, config_name=own.name, content=read_config_file(directory))
     if foreign.is_file():
         content = open_clip.from_open_clip(read_json(foreign), foreign)
         return Checkpoint(directory=directory, config_name=foreign.name, content=content)
+    if not list(directory.glob("*.pt")):
+        raise FileNotFoundError(f"{own} is missing, and so is {foreign.name}: {directory} holds {contents(directory)}")
     tensors = respell(list_weights(directory).tensors, None)
     content = open_clip.from_openai_shapes(tensors, directory)
     return Checkpoint(directory=directory, config_name="own tensors", content=content)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from altclip_train.files import read_json, written_whole
-from altclip_train.hub import local_directory
+from altclip_train.files import contents, read_json, written_whole
+from altclip_train.hub import model_directory
 
 # Sizes above these come from a damaged or hostile file: building the model would take all memory or hours before the
 # first weight is compared. Each is several times that of the largest published transformer.
@@ -29,17 +29,13 @@ LARGEST: dict[str, int] = {
 }
 
 
-def read_config_file(directory: str | Path) -> dict[str, Any]:
+def read_config_file(directory: Path) -> dict[str, Any]:
     """The `config.json` of a model directory. Raises FileNotFoundError or ValueError that name the file."""
-    directory = Path(directory)
     file = directory / "config.json"
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is not a directory: expected a model directory with config.json")
     if file.is_symlink() and not file.exists():
         raise FileNotFoundError(f"{file} is a link that leads nowhere: download the file again")
     if not file.is_file():
-        held = ", ".join(sorted(entry.name for entry in directory.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{file} is missing: {directory} holds {held}")
+        raise FileNotFoundError(f"{file} is missing: {directory} holds {contents(directory)}")
     return read_json(file)
 
 
@@ -66,7 +62,7 @@ class StoredConfig(ABC):
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path) -> Self:
         """Read `config.json` of a directory or hub id. Raises FileNotFoundError or ValueError that name the file."""
-        directory = local_directory(path_or_id)
+        directory = model_directory(path_or_id)
         content = read_config_file(directory)
         try:
             return cls.of_model(content)

@@ -17,6 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from altclip_train.files import contents
+from altclip_train.models.torchscript import is_torchscript, read_torchscript
+
 WINDOW = 64 * 2**20
 SINGLE = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"
@@ -84,8 +87,10 @@ def find_weight_files(directory: Path) -> list[Path]:
     single = sorted(directory.glob("*.pt"))
     if len(single) == 1:
         return single
-    held = ", ".join(sorted(entry.name for entry in directory.iterdir())) or "nothing"
-    raise FileNotFoundError(f"{directory} holds no {' or '.join(SINGLE)} or an index of one, it holds {held}")
+    raise FileNotFoundError(
+        f"{directory} holds no {' or '.join(SINGLE)}, no index of one, and not exactly one .pt file; "
+        f"it holds {contents(directory)}"
+    )
 
 
 def _shards(index: Path) -> list[Path]:
@@ -134,9 +139,7 @@ def _open(file: Path, wanted: set[str] | None = None) -> dict[str, Tensor]:
 
 def _open_pickle(file: Path, *, values: bool) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(
-            file, map_location="cpu" if values else "meta", weights_only=True, mmap=values and _can_be_mapped(file)
-        )
+        content = read_torchscript(file, values=values) if is_torchscript(file) else _load(file, values=values)
     except Exception as error:  # a damaged pickle can raise nearly anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -152,6 +155,11 @@ def _open_pickle(file: Path, *, values: bool) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise ValueError(f"{file}: {name} is a sparse or quantised tensor, expected a plain one")
     return tensors
+
+
+def _load(file: Path, *, values: bool) -> Any:
+    device = "cpu" if values else "meta"
+    return torch.load(file, map_location=device, weights_only=True, mmap=values and _can_be_mapped(file))
 
 
 def _can_be_mapped(file: Path) -> bool:

@@ -37,7 +37,10 @@ def read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     foreign = folder / OPEN_CLIP_FILE
     if foreign.is_file():
         return foreign, _from_open_clip(foreign, read_json(foreign))
-    raise FileNotFoundError(f"no {path}: copy the preprocessor_config.json of the CLIP model there")
+    raise FileNotFoundError(
+        f"no {path}: copy the preprocessor_config.json of the CLIP model there, or write one with OpenAI's values: "
+        f"ImageTransform(size=224, crop_size=224).save_pretrained({str(folder)!r})"
+    )
 
 
 def _from_open_clip(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from altclip_train.hub import local_directory
+from altclip_train.hub import model_directory
 from altclip_train.processing.image_settings import CLIP_MEAN, CLIP_STD, read_image_settings
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -186,7 +186,7 @@ class ImageTransform:
         ``size`` and ``crop_size`` are used in place of the directory's, in the spelling of preprocessor_config.json.
         Raises FileNotFoundError without any file, ValueError for a step or size that this transform lacks.
         """
-        path, settings = read_image_settings(local_directory(path_or_id))
+        path, settings = read_image_settings(model_directory(path_or_id))
         for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not settings.get(step, True):
                 raise ValueError(f"{path}: {step} is false, only CLIP's full preprocessing is supported")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from altclip_train.files import read_json
+from altclip_train.files import contents, read_json
 
 # AltCLIP was evaluated with 77 tokens, CLIP has no more positions. For directories that do not say.
 DEFAULT_MAX_LENGTH = 77
@@ -57,8 +57,7 @@ def missing(directory: str | Path, wanted: str, kind: str) -> FileNotFoundError:
     folder = Path(directory)
     if not folder.is_dir():
         return FileNotFoundError(f"no {kind}: {folder} is not a directory")
-    found = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
     return FileNotFoundError(
-        f"no {kind} in {folder}: expected {wanted}, found {found}. "
+        f"no {kind} in {folder}: expected {wanted}, found {contents(folder)}. "
         "Copy the tokenizer files of the model there, or point to the directory that has them"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from altclip_train.hub import local_directory
+from altclip_train.hub import model_directory
 from altclip_train.processing.clip_bpe import CLIPTokenizer
 from altclip_train.processing.clip_files import OPENAI_FILE
 from altclip_train.processing.tokenizer_files import missing, read_model
@@ -18,7 +18,7 @@ def load_tokenizer(path_or_id: str | Path) -> XLMRTokenizer | CLIPTokenizer:
     Raises FileNotFoundError when there is neither kind, ValueError for damaged files and when weights in the
     same directory were trained with another tokenizer.
     """
-    folder = local_directory(path_or_id)
+    folder = model_directory(path_or_id)
     tokenizer = _kind(folder).from_pretrained(folder)
     check_same_tokenizer(tokenizer, trained_tokenizer(folder), weights=f"the weights in {folder}")
     return tokenizer

@@ -90,9 +90,11 @@ class ContrastiveLearning(L.LightningModule):
         text_features = F.normalize(self.encode_text(batch.text).float(), dim=-1)  # (B, D)
         ids = batch.caption_ids if self.positives == "captions" else None
         loss = contrastive_loss(image_features, text_features, self.model.logit_scale, ids=ids)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         self.log("train/logit_scale", self.model.logit_scale.exp())
-        self.log("train/duplicate_captions", duplicate_share(batch.caption_ids))
+        # Not in every step: it gathers over all ranks.
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/duplicate_captions", duplicate_share(batch.caption_ids))
         return loss
 
     def encode_image(self, batch: ImageTextBatch) -> Tensor:

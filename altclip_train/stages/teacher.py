@@ -80,7 +80,7 @@ class TeacherLearning(L.LightningModule):
         student = encode_in_micro_batches(self.student.encode_packed, batch.student, self.micro_batch)  # (2B, W)
         # Both the drawn language and English learn the teacher's vector of the entry's English, 1:1.
         loss = distillation_loss(student, target.repeat(2, 1))
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         return loss
 
     def teach(self, batch: TextPairBatch) -> Tensor:

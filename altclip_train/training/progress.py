@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from altclip_train.data.datamodule import TrainLoader
+from altclip_train.data.loaders import TrainLoader
 from altclip_train.models.flops import peak_flops
 from altclip_train.stages import ContrastiveLearning, TeacherLearning
 from altclip_train.types import ImageTextBatch, TextPairBatch

@@ -22,7 +22,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 RUN_FILE = "run.json"
 SOURCES = ("clip", "student", "start")
-HASHED = (".json", ".safetensors", ".bin", ".model", ".txt")
+HASHED = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".gz")
 
 
 @lru_cache  # Hydra resolves the run directory more than once; the date must stay the same

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from altclip_train.losses import duplicate_share
 from altclip_train.models import AltCLIPModel, CLIPModel, load_model
+from altclip_train.stages import contrastive
 from tests.workspace import BATCH, IMAGE_SIZE, TrainedRun, Workspace
 
 LOCKED = ("vision_model.", "visual_projection.")
@@ -21,7 +23,7 @@ LOCKED = ("vision_model.", "visual_projection.")
 
 @pytest.fixture(scope="module")
 def start(workspace: Workspace) -> TrainedRun:
-    return workspace.train("stage=teacher", "trainer.max_steps=2")
+    return workspace.train("stage=teacher", "trainer.max_steps=2", "data.max_length=40")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,40 @@ def test_image_tower_stays_bit_equal_and_everything_else_is_trained(start: Train
     assert trained - changed <= {"text_model.roberta.embeddings.position_embeddings.weight"}
     assert changed <= trained
     assert {"logit_scale", "text_projection.weight"} <= changed
+
+
+@pytest.mark.parametrize(("name", "length"), [("start", 40), ("run", 77)])
+def test_tokenizer_of_the_model_directory_cuts_where_its_stage_did(
+    name: str, length: int, request: pytest.FixtureRequest
+):
+    settings = json.loads((request.getfixturevalue(name).model / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == length
+
+
+def test_duplicate_captions_are_counted_in_the_steps_that_are_logged(
+    workspace: Workspace, start: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    coloured_pairs(tmp_path / "pairs.tar")
+    counted: list[int] = []
+
+    def share(ids: torch.Tensor) -> torch.Tensor:
+        counted.append(len(ids))
+        return duplicate_share(ids)
+
+    monkeypatch.setattr(contrastive, "duplicate_share", share)
+    run = workspace.train(
+        "stage=contrastive",
+        f"start={start.model}",
+        f"data.image_texts=[{{urls: {tmp_path}/pairs.tar}}]",
+        "data.global_batch_size=16",  # each pair twice
+        "data.epoch_samples=16",
+        "data.languages=[en]",
+        "trainer.max_epochs=-1",
+        "trainer.max_steps=5",
+        "trainer.log_every_n_steps=2",
+    )
+    assert run.metrics("train/duplicate_captions") == {1: 1.0, 3: 1.0}
+    assert counted == [16, 16]
 
 
 def test_locked_tower_is_in_eval_mode_and_not_in_a_checkpoint(run: TrainedRun):

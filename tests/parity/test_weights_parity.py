@@ -7,10 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from altclip_train.models import AltCLIPModel, CLIPModel
-from tests.parity.references import CLIP_TEXT, VISION, XLMR, reference_altclip, reference_clip
+from altclip_train.models import AltCLIPModel, CLIPModel, load_model
+from tests.parity.references import (
+    CLIP_TEXT,
+    CLIP_TEXTS,
+    VISION,
+    XLMR,
+    padded,
+    perturb,
+    pictures,
+    reference_altclip,
+    reference_clip,
+)
+from tests.weight_spellings import openai_names, write_json
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -105,3 +116,25 @@ def test_what_we_write_comes_back_from_transformers_bit_equal(
     assert len(dict(reference.named_parameters())) == len(names)
     for name, tensor in reference.state_dict().items():
         assert torch.equal(state[name], tensor), name
+
+
+@torch.no_grad()
+def test_shape_of_h14_and_g14_in_open_clips_files_equals_transformers(tmp_path: Path) -> None:
+    """Exact GELU, a hidden width that is no multiple of the width, and a joint space wider than the text tower."""
+    joint, hidden = 32, 192  # 44 * 4.3637 = 192.003
+    text = {**CLIP_TEXT, "eos_token_id": 2, "hidden_act": "gelu", "projection_dim": joint}
+    vision = {**VISION, "hidden_size": 44, "intermediate_size": hidden, "hidden_act": "gelu", "projection_dim": joint}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=joint)
+    reference = transformers.CLIPModel(config).eval()
+    perturb(reference, seed=4)
+    tensors = openai_names(dict(reference.state_dict()), text_layers=3, vision_layers=3)
+    save_file(tensors, tmp_path / "open_clip_model.safetensors")
+    vision_cfg = {"image_size": 18, "layers": 3, "width": 44, "head_width": 22, "mlp_ratio": 4.3637, "patch_size": 6}
+    text_cfg = {"context_length": 13, "vocab_size": 59, "width": 28, "heads": 2, "layers": 3, "mlp_ratio": 36 / 28}
+    model = {"embed_dim": joint, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    write_json(tmp_path / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": {}})
+    inputs = {**padded(CLIP_TEXTS[:4], filler=58), "pixel_values": pictures()}
+    found, expected = load_model(tmp_path)(**inputs), reference(**inputs)
+    for name in ("text_embeds", "image_embeds", "logits_per_image"):
+        assert expected[name].abs().max() > 0.1
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)

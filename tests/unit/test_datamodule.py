@@ -10,7 +10,7 @@ import torch
 from hydra.errors import InstantiationException
 from torch.utils.data import Dataset
 
-from altclip_train.data.datamodule import PlannedLoader
+from altclip_train.data.loaders import PlannedLoader
 from altclip_train.data.plan import Plan
 from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.models import AltCLIPTextConfig, CLIPTextConfig

@@ -58,6 +58,14 @@ def test_what_cannot_be_followed_is_named(preprocessing: Any, image_size: Any, m
         ImageTransform.from_pretrained(tmp_path)
 
 
+def test_advice_for_a_directory_without_settings_works(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="copy the preprocessor_config") as caught:
+        ImageTransform.from_pretrained(tmp_path)
+    exec(str(caught.value).partition("values: ")[2], {"ImageTransform": ImageTransform})
+    found = ImageTransform.from_pretrained(tmp_path)
+    assert (found.crop_size, found.mean, found.std) == (224, OPENAI_MEAN, OPENAI_STD)
+
+
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json", "open_clip_config.json"])
 def test_damaged_file_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("[" * 100_000)

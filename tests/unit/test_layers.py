@@ -20,6 +20,7 @@ LAYERS = {
     "distributed": 1,
     "losses": 2,
     "optim": 2,
+    "muon": 2,
     "models": 3,
     "processing": 3,
     "data": 4,

@@ -8,6 +8,7 @@ from altclip_train.optim import parameter_groups, warmup_cosine, warmup_linear
 class Tower(nn.Module):
     def __init__(self):
         super().__init__()
+        self.table = nn.Embedding(4, 3)
         self.linear = nn.Linear(3, 2)
         self.norm = nn.LayerNorm(2)
         self.logit_scale = nn.Parameter(torch.tensor(1.0))
@@ -24,11 +25,11 @@ def factors(schedule, steps, **arguments):
     return values
 
 
-def test_only_matrices_have_weight_decay():
+def test_only_matrices_have_weight_decay_and_those_of_linear_layers_are_marked():
     tower = Tower()
-    decayed, others = parameter_groups(tower, 0.2)
-    assert decayed["params"] == [tower.linear.weight]
-    assert decayed["weight_decay"] == 0.2
+    hidden, tables, others = parameter_groups(tower, 0.2)
+    assert hidden == {"params": [tower.linear.weight], "weight_decay": 0.2, "hidden": True}
+    assert tables == {"params": [tower.table.weight], "weight_decay": 0.2}
     assert {id(p) for p in others["params"]} == {
         id(p) for p in (tower.linear.bias, tower.norm.weight, tower.norm.bias, tower.logit_scale)
     }
@@ -38,7 +39,7 @@ def test_only_matrices_have_weight_decay():
 def test_frozen_parameters_are_in_no_group():
     tower = Tower()
     tower.linear.requires_grad_(False)
-    assert sum(len(group["params"]) for group in parameter_groups(tower, 0.1)) == 3
+    assert sum(len(group["params"]) for group in parameter_groups(tower, 0.1)) == 4
 
 
 def test_nothing_trainable_is_an_error():

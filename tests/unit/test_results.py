@@ -156,6 +156,13 @@ def test_clip_tokenizer_files_are_accepted(tmp_path: Path) -> None:
     assert find_checkpoint(directory) == directory
 
 
+def test_a_directory_with_openais_file_and_no_configuration_is_accepted(tmp_path: Path) -> None:
+    directory = make_model_directory(tmp_path / "model")
+    (directory / "config.json").unlink()
+    (directory / "model.safetensors").rename(directory / "ViT-L-14.pt")
+    assert find_checkpoint(directory) == directory
+
+
 def test_no_checkpoint_says_what_to_pass() -> None:
     with pytest.raises(ValueError, match="pass checkpoint=DIR"):
         find_checkpoint(None)
@@ -187,7 +194,7 @@ def test_run_directory_points_to_its_model(tmp_path: Path) -> None:
         (lambda path: path.touch(), "is a file; pass a model directory, such as checkpoint="),
         (
             lambda path: path.mkdir(),
-            r"lacks its configuration \(config\.json or open_clip_config\.json\); its weights .* It holds nothing",
+            r"lacks its configuration \(config\.json or open_clip_config\.json or \*\.pt\); .* It holds nothing",
         ),
     ],
 )

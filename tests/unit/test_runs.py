@@ -90,9 +90,10 @@ def test_contrastive_refuses_a_teacher_run_made_from_other_weights(tmp_path, wei
         newest_teacher_run(str(tmp_path), clip and str(weights / clip), student and str(weights / student))
 
 
-def test_contrastive_refuses_a_teacher_run_whose_clip_was_replaced_since(tmp_path, weights):
+@pytest.mark.parametrize("file", ["config.json", "ViT-L-14.pt", "bpe_simple_vocab_16e6.txt.gz"])
+def test_contrastive_refuses_a_teacher_run_whose_clip_was_replaced_since(tmp_path, weights, file):
     make_run(tmp_path, "teacher", "2026-01-01_00-00-00", clip=weights / "a")
-    (weights / "a" / "config.json").write_text("{}")
+    (weights / "a" / file).write_text("{}")
     with pytest.raises(ValueError, match="its files have changed since"):
         newest_teacher_run(str(tmp_path), str(weights / "a"), None)
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from altclip_train.models import CLIPConfig, CLIPTextConfig, build_text_student, load_clip_text, load_model
+from altclip_train.models import (
+    AltCLIPConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    build_text_student,
+    load_clip_text,
+    load_model,
+)
+from altclip_train.processing import AltCLIPProcessor
 from tests.tiny_models import CLIP_TEXT_FIELDS, tiny_clip
 from tests.weight_spellings import legacy_clip, openai_names, saved
 
@@ -47,13 +56,35 @@ def test_each_kind_of_weight_error_alone_is_enough(fault: str, tmp_path: Path) -
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a directory"):
-        load_model(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*notes\.txt"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.json is missing, and so is open_clip_config\.json: .*notes\.txt"
+    ):
         load_model(tmp_path)
     CLIPConfig(text_config=CLIPTextConfig(**CLIP_TEXT_FIELDS)).save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors.*notes\.txt"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("read", [load_model, AltCLIPConfig.from_pretrained, AltCLIPProcessor.from_pretrained])
+def test_what_is_no_model_directory_says_what_to_give(read: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a directory: give a model directory, or a hub id"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "ViT-B-32.pt").touch()
+    with pytest.raises(
+        FileNotFoundError, match=rf"ViT-B-32\.pt is a file, expected a model directory: give {tmp_path}"
+    ):
+        read(tmp_path / "ViT-B-32.pt")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"run is a run: give its model directory, .*run/model"):
+        read(tmp_path / "run")
+
+
+def test_two_files_of_openai_leave_a_choice(tmp_path: Path) -> None:
+    for name in ("ViT-B-32.pt", "ViT-L-14.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"not exactly one \.pt file; it holds ViT-B-32\.pt, ViT-L-14\.pt"):
         load_model(tmp_path)
 
 

@@ -77,9 +77,11 @@ def library_of(checkpoint: str) -> tuple[str | None, str]:
     if colon and library in LIBRARIES:
         return library, name
     config = Path(checkpoint).expanduser() / "config.json"
-    if config.is_file() and read_json(config).get("model_type", "clip") not in OURS:
-        return "transformers", checkpoint
-    return None, checkpoint
+    try:
+        kind = read_json(config).get("model_type", "clip") if config.is_file() else "clip"
+    except ValueError:  # damaged: whoever loads it says so
+        kind = "clip"
+    return (None if kind in OURS else "transformers"), checkpoint
 
 
 def load_other(library: str, name: str, *, batch_size: int, device: str) -> OtherEncoder:

@@ -15,7 +15,7 @@ from torch import Tensor
 from altclip_train.evaluation.ranks import MAX_SCORES, label_ranks
 
 PLACEHOLDER = "{c}"
-PROMPTS_AT_ONCE = 8192  # enough for batches of equal length, few enough for their features
+PROMPTS_AT_ONCE = 2048  # enough for full batches, few enough for their features
 
 
 def build_classifier(

@@ -150,7 +150,7 @@ def _sheet(results: Sequence[BenchmarkResult], benchmark: Benchmark) -> str:
             "faint",
         )
     ]
-    for place, number in enumerate(found[0].pictures.tolist()):
+    for place, number in enumerate(_integers(found[0].pictures)):
         name = results[0].pictures[number]
         answers = "".join(_answer(result, place, number, pictures) for result in results)
         own = html.picture(pictures[number], size=THUMBNAIL, title=name)
@@ -165,12 +165,12 @@ def _answer(result: BenchmarkResult, place: int, number: int, pictures: Mapping[
     caption = result.texts[int(examples.captions[place])]
     row = "".join(
         html.picture(pictures[other], size=THUMBNAIL, title=result.pictures[other], right=other == number)
-        for other in examples.found_pictures[place].tolist()
+        for other in _integers(examples.found_pictures[place])
     )
     texts = "".join(
         f"<li{' class=right' if int(result.outcome.text_to_image[text]) == number else ''}>"
         f"{escape(result.texts[text])}</li>"
-        for text in examples.found_texts[place].tolist()
+        for text in _integers(examples.found_texts[place])
     )
     code = escape(result.language)
     said = f'<span class="tag">{code}</span> <span lang="{code}">{escape(caption)}</span>'
@@ -190,8 +190,8 @@ def _similarity(results: Sequence[BenchmarkResult]) -> str:
         examples = result.examples
         if examples is None:
             continue
-        captions = [_short(result.texts[text]) for text in examples.heat_captions.tolist()]
-        names = [result.pictures[number] for number in examples.heat_pictures.tolist()]
+        captions = [_short(result.texts[text]) for text in _integers(examples.heat_captions)]
+        names = [result.pictures[number] for number in _integers(examples.heat_pictures)]
         parts.append(f"<h3>{escape(result.language)}</h3>")
         parts.append(html.heat_map(examples.similarity.tolist(), captions, names))
     return "".join(parts)
@@ -242,13 +242,14 @@ def _accuracies(english: BenchmarkResult, other: BenchmarkResult) -> str:
 def _confusions(result: BenchmarkResult) -> str:
     outcome = result.outcome
     assert isinstance(outcome, ZeroShotOutcome)
-    pairs = Counter(zip(outcome.labels.tolist(), outcome.predictions.tolist(), strict=True))
+    labels, guesses = _integers(outcome.labels), _integers(outcome.predictions)
+    pairs = Counter(zip(labels, guesses, strict=True))
     if len(result.texts) <= MATRIX:
         classes = range(len(result.texts))
         values = [[pairs[label, guess] for guess in classes] for label in classes]
         return html.heat_map(values, [_short(name) for name in result.texts], result.texts, cell=16)
     wrong = [(count, label, guess) for (label, guess), count in pairs.items() if label != guess]
-    pictures = Counter(outcome.labels.tolist())
+    pictures = Counter(labels)
     rows = [
         [escape(result.texts[label]), escape(result.texts[guess]), f"{count} of {pictures[label]}"]
         for count, label, guess in sorted(wrong, key=lambda pair: (-pair[0], pair[1], pair[2]))[:CONFUSIONS]
@@ -275,3 +276,7 @@ def _learning_curves(model: Path) -> str:
 
 def _short(text: str, length: int = 40) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _integers(tensor: torch.Tensor) -> list[int]:
+    return tensor.tolist()

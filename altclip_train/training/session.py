@@ -26,11 +26,17 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("start_from", runs.start_from, replace=True)
     OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
     OmegaConf.register_new_resolver("required", required, replace=True)
+    OmegaConf.register_new_resolver("with_or_without", with_or_without, replace=True)
 
 
 def required(key: str) -> Any:
     """The value of a key that an experiment leaves to the command line; ``???`` would keep the default's value."""
     raise ValueError(f"{key} has no value: pass {key}=...")
+
+
+def with_or_without(value: Any, when_given: Any, when_null: Any) -> Any:
+    """One of two settings, by whether another has a value."""
+    return when_null if value is None else when_given
 
 
 def fastest_precision(accelerator: str) -> str:

@@ -60,6 +60,11 @@ def test_every_stage_with_every_model_and_logger(stage: str, model: str, logger:
     assert "csv" in config["logger"]
 
 
+@pytest.mark.parametrize("callbacks", names("callbacks"))
+def test_every_set_of_callbacks(callbacks: str):
+    assert "checkpoints" in checked(composed("train", "stage=teacher", f"callbacks={callbacks}"))["callbacks"]
+
+
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_experiment_alone_and_with_its_stage(experiment: str):
     alone = checked(composed("train", f"experiment={experiment}", *OPEN[experiment]))
@@ -81,7 +86,7 @@ def test_every_benchmark_in_training_and_in_the_evaluation(name: str, benchmark:
 
 def test_no_file_is_left_out():
     """Groups of one file are part of every composition; the other groups are gone through above."""
-    gone_through = {"eval", "experiment", "logger", "model", "stage"}
+    gone_through = {"callbacks", "eval", "experiment", "logger", "model", "stage"}
     for group in (path.name for path in CONFIGS.iterdir() if path.is_dir()):
         per_stage = set(names(group)) - {"default"} == set(names("stage"))
         assert group in gone_through or len(names(group)) == 1 or per_stage, group

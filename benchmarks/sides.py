@@ -127,7 +127,7 @@ def _forget_peak() -> None:
 def _peak_bytes() -> int:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() - _before["cuda"]
-    return _status("VmHWM") - _before["cpu"]
+    return max(_status("VmHWM") - _before["cpu"], 1)  # a side that takes next to nothing may end below where it began
 
 
 def _status(name: str) -> int:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -86,6 +87,12 @@ class Run:
         """Logged values by step."""
         with (self.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
             return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+
+    def learning_rates(self) -> dict[int, float]:
+        """Those of the first group by step, whatever the optimizer."""
+        with (self.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            (name,) = (column for column in next(csv.reader(file)) if re.fullmatch(r"lr-\w+/pg1", column))
+        return self.metrics(name)
 
     def checkpoint(self, step: int) -> dict[str, Any]:
         return torch.load(self.directory / f"checkpoints/step_{step:09d}.ckpt", weights_only=True)

@@ -85,7 +85,7 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], size=8)
     axes.set_ylim(len(rows) - 0.5, -0.8)
     axes.set_xlabel(
-        "times as much time or memory as altclip_train: median and range of rounds; black: aim; red: missed"
+        "times as much time or memory as altclip_train\nmedian and range of rounds; black: aim; red: missed"
     )
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=90)

@@ -265,7 +265,7 @@ class _SigmoidLoss(torch.autograd.Function):
 
 
 def _negate_positives(tile: Tensor, pairs: _Pairs, all_ids: Tensor | None, i: slice, j: slice) -> Tensor:
-    """-z times a tile, in place: the other sign for pairs that belong together."""
+    """-z times a tile, which it may overwrite: the other sign for pairs that belong together."""
     if all_ids is None:
         pairs.diagonal(tile, i, j).neg_()
         return tile

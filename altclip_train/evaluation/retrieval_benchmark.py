@@ -23,6 +23,7 @@ from altclip_train.evaluation.readers.clip_benchmark import ShardPictures, holds
 from altclip_train.evaluation.readers.pictures import Pictures, texts_sha256
 from altclip_train.evaluation.results import BenchmarkResult
 from altclip_train.evaluation.retrieval import retrieval_chance, retrieval_outcome
+from altclip_train.files import contents
 
 if TYPE_CHECKING:
     from altclip_train.evaluation.encoder import FeatureEncoder
@@ -106,11 +107,10 @@ class RetrievalBenchmark(Benchmark):
         for files in candidates:
             if (found := files.found(root, language)) is not None:
                 return found
-        names = sorted(path.name for path in root.iterdir())
         wanted = "; ".join([f"{self.split}/nshards.txt", f"{self.split}_imgs.tsv", *map(str, candidates)])
         raise FileNotFoundError(
-            f"{self.name}: {root} has nothing to read in {language!r}: no {wanted}. It holds "
-            f"{', '.join(names[:8]) or 'nothing'}{', …' if len(names) > 8 else ''}{self._help()}"
+            f"{self.name}: {root} has nothing to read in {language!r}: no {wanted}. "
+            f"It holds {contents(root)}{self._help()}"
         )
 
     def _evaluate(self, encoder: FeatureEncoder, image_features: torch.Tensor, language: str) -> BenchmarkResult:

@@ -31,6 +31,8 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, *, every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"trainer.log_every_n_steps={every_n_steps}: expected at least 1")
         self.every_n_steps = every_n_steps
         self._since = time.perf_counter()
         self._samples = self._tokens = 0

@@ -108,6 +108,10 @@ def test_value_of_the_wrong_type_names_key_value_and_type(fails: Fails, override
     assert expected in message
 
 
+def test_logging_every_zero_steps_is_refused_before_training(fails: Fails):
+    assert "trainer.log_every_n_steps=0: expected at least 1" in fails("stage=teacher", "trainer.log_every_n_steps=0")
+
+
 def test_added_key_that_no_constructor_takes_names_the_constructor(fails: Fails):
     message = fails("stage=teacher", "+stage.temperature=1")
     assert "stage.temperature is not taken by altclip_train.stages.TeacherLearning" in message

@@ -38,7 +38,7 @@ class TrainingRun(L.Callback):
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise ValueError(f"{', '.join(missing)} has no value: pass {'=... '.join(missing)}=...")
         plain = OmegaConf.to_container(config, resolve=True)
-        check_configuration(plain)
+        check_configuration(plain, own_modules=config.own_modules)
         set_matmul_precision(config.float32_matmul_precision)
         self.directory = directory
         self.checkpoint = runs.newest_checkpoint(directory) if config.resume is not None else None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from altclip_train.hub import local_directory
+from altclip_train.training.manifest import checkpoints, problem
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -45,9 +46,9 @@ def run_directory(outputs: str, name: str, resume: str | None) -> str:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the highest step. Names sort by step; incomplete files carry another suffix."""
-    checkpoints = sorted((run / CHECKPOINTS).glob("*.ckpt"))
-    return checkpoints[-1] if checkpoints else None
+    """The checkpoint with the highest step that was written to its end; whether its contents are whole comes later."""
+    complete = (path for path in reversed(checkpoints(run / CHECKPOINTS)) if problem(path, hashes=False) is None)
+    return next(complete, None)
 
 
 def is_finished(run: Path) -> bool:

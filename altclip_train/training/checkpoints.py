@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         sync_directory(target.parent)
         write_manifest(target)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> Any:
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
         """As Lightning's, but code in a checkpoint is never run."""
         if weights_only is False:
             raise ValueError(f"{path}: checkpoints are only read with weights_only=True")

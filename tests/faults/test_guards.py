@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
+import os
+import queue
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +19,7 @@ import torch
 from altclip_train.training.alarms import Alarms
 from altclip_train.training.manifest import newest_whole
 from altclip_train.training.non_finite import NonFiniteGuard
-from altclip_train.training.watchdog import EXIT_CODE
+from altclip_train.training.watchdog import EXIT_CODE, Watchdog
 from tests.faults.injections import inject
 from tests.integration.test_resume import EVERY_STEP
 from tests.workspace import Run, Workspace
@@ -81,21 +85,50 @@ def test_a_gradient_that_is_not_finite_on_one_rank_alone_is_left_out_on_both(wor
 def test_a_rank_that_sleeps_ends_both_with_their_stacks(workspace: Workspace):
     """Stock Lightning: waits for the timeout of the process group, half an hour, and does not say where."""
     started = time.monotonic()
-    command = ["stage=teacher", "trainer.devices=2", "trainer.max_steps=100", "callbacks.watchdog.seconds=8"]
+    command = ["stage=teacher", "trainer.devices=2", "trainer.max_steps=100", "callbacks.watchdog.seconds=20"]
     done = workspace.run_command(*command, inject("Sleep", [3], rank=1))
     assert done.returncode != 0
     assert time.monotonic() - started < 200
-    assert "rank 0 has done no step for 8 s" in done.stderr
-    assert "rank 1 has done no step for 8 s" in done.stderr
+    assert "rank 0 has done no step for 20 s" in done.stderr
+    assert "rank 1 has done no step for 20 s" in done.stderr
     assert "injections.py" in done.stderr  # where it sleeps
 
 
+@pytest.mark.faults
 def test_a_run_that_stands_still_ends_with_its_stacks(workspace: Workspace):
     """Stock Lightning: stands still."""
-    done = workspace.run_command("stage=teacher", "callbacks.watchdog.seconds=3", inject("Sleep", [2]))
+    done = workspace.run_command("stage=teacher", "callbacks.watchdog.seconds=20", inject("Sleep", [2]))
     assert done.returncode == EXIT_CODE
-    assert "rank 0 has done no step for 3 s after step 2" in done.stderr
+    assert "rank 0 has done no step for 20 s after step 2" in done.stderr
     assert "injections.py" in done.stderr
+
+
+def test_watchdog_waits_for_its_seconds_since_the_last_step(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    ended: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(os, "_exit", ended.put)
+    monkeypatch.setattr("altclip_train.training.watchdog.SECONDS_TO_REPORT", 0.0)
+    monkeypatch.setattr(faulthandler, "dump_traceback", lambda all_threads: print(f"stacks of {all_threads=}"))
+    trainer: Any = SimpleNamespace(global_step=7, global_rank=1)
+    watchdog, started = Watchdog(seconds=1.0), time.monotonic()
+    watchdog.on_train_start(trainer, trainer)
+    watchdog.on_train_batch_end(trainer)
+    assert ended.get(timeout=60) == EXIT_CODE
+    assert time.monotonic() - started >= 1.0
+    output = capfd.readouterr()
+    assert "error: rank 1 has done no step for 1 s after step 7" in output.err
+    assert "stacks of" in output.out
+
+
+def test_watchdog_sleeps_when_training_is_over():
+    trainer: Any = SimpleNamespace(global_step=7, global_rank=0)
+    watchdog = Watchdog(seconds=3600.0)
+    watchdog.on_train_start(trainer, trainer)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+    watchdog.on_train_end()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.faults

@@ -5,10 +5,12 @@ from altclip_train.training.checkpoints import AtomicCheckpointIO
 from altclip_train.training.metrics_csv import MetricsCSV
 from altclip_train.training.progress import Throughput, TrainingProgress
 from altclip_train.training.session import TrainingRun, register_resolvers
+from altclip_train.training.sharded import FullyShardedStrategy
 
 __all__ = [
     "AtomicCheckpointIO",
     "BadSamples",
+    "FullyShardedStrategy",
     "MetricsCSV",
     "Throughput",
     "TrainingProgress",

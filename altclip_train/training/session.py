@@ -16,6 +16,7 @@ from altclip_train.configuration import check_configuration
 from altclip_train.data.urls import shown
 from altclip_train.model_card import directory_usage, write_card
 from altclip_train.models import AltCLIPModel, CLIPModel
+from altclip_train.sharding import whole_weights
 from altclip_train.training import runs
 from altclip_train.training.facts import read_run, software
 
@@ -91,6 +92,15 @@ class TrainingRun(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model directory in one step and let ``latest`` point to the run."""
+        if trainer.is_global_zero:
+            _ = cast(SavedModule, pl_module).trained_model  # assembled first: loading puts weights back into shards
+        with whole_weights(pl_module):
+            self._save_model(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._write_card(trainer, pl_module)
+        trainer.strategy.barrier("model directory written")
+
+    def _save_model(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in pl_module.parameters()):
             raise ValueError(
                 f"the trained weights are not finite, so {self.directory / runs.MODEL} is not written: "
@@ -104,8 +114,6 @@ class TrainingRun(L.Callback):
             os.replace(incomplete, model)
             runs.point_latest_to(self.directory)
             print(f"model directory: {model}")
-            self._write_card(trainer, pl_module)
-        trainer.strategy.barrier("model directory written")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the card again: by now the benchmarks of the other callbacks have their results."""

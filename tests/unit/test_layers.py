@@ -24,6 +24,7 @@ LAYERS = {
     "models": 3,
     "processing": 3,
     "data": 4,
+    "sharding": 4,
     "evaluation": 5,
     "stages": 6,
     "model_card": 6,

@@ -1,0 +1,44 @@
+"""FSDP2 over gloo trains what one process trains; its checkpoints resume on any number of ranks, and run no code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.distributed.test_training_over_ranks import assert_same_run
+from tests.workspace import Run, Workspace
+
+pytestmark = pytest.mark.distributed
+
+SHARDED = ["strategy=fsdp2", "trainer.devices=2"]
+
+
+@pytest.fixture(scope="module")
+def start(workspace: Workspace) -> Run:
+    return workspace.train("stage=teacher", "trainer.max_steps=2")
+
+
+# With 5 texts, one rank has 2 and the other 3. The student comes from random weights: Muon.
+@pytest.mark.parametrize("more", [["data.global_batch_size=5"], ["stage.micro_batch=2", "eval=[starter_retrieval]"]])
+def test_teacher_stage_equals_one_process(workspace: Workspace, more: list[str]):
+    overrides = ["stage=teacher", "data.epoch_samples=16", "trainer.max_epochs=2", *more]
+    two = workspace.run(*overrides, *SHARDED)
+    one = workspace.train(*overrides)
+    assert_same_run(two, one)
+    for name in ("val/other_mse", "starter_retrieval/zh/text_to_image_R@1"):
+        assert two.metrics(name) == pytest.approx(one.metrics(name), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["trainer.gradient_clip_val=0.01", "data.global_batch_size=7"],
+        ["stage.locked=[text_model.embeddings.word_embeddings]", "stage.gradient_checkpointing=true"],
+    ],
+)
+def test_contrastive_stage_equals_one_process(workspace: Workspace, start: Run, more: list[str]):
+    overrides = ["stage=contrastive", f"start={start.model}", *more]
+    two = workspace.run(*overrides, *SHARDED)
+    one = workspace.train(*overrides)
+    assert_same_run(two, one)
+    assert two.metrics("train/logit_scale") == pytest.approx(one.metrics("train/logit_scale"), rel=1e-6)

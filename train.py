@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from altclip_train.command import run_main
 from altclip_train.errors import short_errors
-from altclip_train.training import TrainingRun, register_resolvers
+from altclip_train.training.resolvers import register_resolvers
+
+if TYPE_CHECKING:
+    import lightning as L
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -21,6 +24,11 @@ register_resolvers()
 
 def train(config: DictConfig, directory: Path) -> L.Trainer:
     """Train the stage that ``config`` describes; everything that the run leaves lies in ``directory``."""
+    # Here, so that loader processes, which import this file, start without Lightning.
+    import lightning as L
+
+    from altclip_train.training.session import TrainingRun
+
     run = TrainingRun(directory, config, stage=HydraConfig.get().runtime.choices["stage"])
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")

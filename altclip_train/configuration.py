@@ -14,8 +14,6 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
 _RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
@@ -99,6 +97,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return not isinstance(value, str | int | float)
     if origin in (collections.abc.Mapping, dict):
         return not isinstance(value, str | int | float | list)
+    import torch  # by now loaded, but not by --cfg and by mistyped overrides
+
     # A tensor, a path, a module: never a number or a word, but paths are written as words.
     return not (inspect.isclass(hint) and isinstance(value, str) and issubclass(hint, torch.Tensor))
 

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from altclip_train.data.starter import StarterSettings, build_starter
 from altclip_train.models import build_clip
 from altclip_train.processing import CLIPTokenizer, ImageTransform
-from altclip_train.training import register_resolvers
+from altclip_train.training.resolvers import register_resolvers
 from train import train
 
 REPOSITORY = Path(__file__).parents[1]

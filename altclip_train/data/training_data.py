@@ -6,6 +6,7 @@ lost on resume; it is the same on every rank and does not mention ranks or worke
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,7 +65,8 @@ class TrainingData(L.LightningDataModule):
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: it is a fraction, from 0 to 1")
         self._check_mode()
         if self.num_workers > 0:
-            # Loader processes come from a server that takes seconds to import the command: let it begin now.
+            # Loader processes come from a server that takes seconds to import what they need: let it begin now.
+            multiprocessing.set_forkserver_preload(["__main__", PairDataset.__module__])
             forkserver.ensure_running()
         self.cache = ShardCache(self.cache_dir, self.cache_bytes)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from altclip_train.training import AtomicCheckpointIO
+from altclip_train.training.checkpoints import AtomicCheckpointIO
 from altclip_train.training.runs import newest_checkpoint
 from tests.workspace import Workspace
 

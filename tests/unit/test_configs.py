@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from altclip_train.configuration import check_configuration
-from altclip_train.training import register_resolvers
+from altclip_train.training.resolvers import register_resolvers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -1,6 +1,6 @@
 import csv
 
-from altclip_train.training import MetricsCSV
+from altclip_train.training.metrics_csv import MetricsCSV
 
 
 def rows(directory):

@@ -18,7 +18,7 @@ from altclip_train.models import (
     set_gradient_checkpointing,
 )
 from altclip_train.models.config import CLIPTextConfig
-from altclip_train.training.session import fastest_precision
+from altclip_train.training.resolvers import fastest_precision
 from altclip_train.types import PackedTokens
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}

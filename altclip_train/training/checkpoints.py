@@ -33,6 +33,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             incomplete.unlink(missing_ok=True)
         sync_directory(target.parent)
 
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a sharded checkpoint: resume with strategy=fsdp2")
+        return super().load_checkpoint(path, *arguments, **options)
+
 
 def sync_directory(directory: Path) -> None:
     """Make renames inside ``directory`` survive a power cut."""

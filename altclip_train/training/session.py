@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from altclip_train.configuration import check_configuration
+from altclip_train.data.sampler import own_places
 from altclip_train.data.urls import shown
 from altclip_train.model_card import directory_usage, write_card
 from altclip_train.models import AltCLIPModel, CLIPModel
@@ -63,6 +64,9 @@ class TrainingRun(L.Callback):
         if trainer.is_global_zero:
             samples = trainer.datamodule.train_set.samples  # type: ignore[attr-defined]
             runs.record(self.directory, software=software(), samples=samples)
+            batch = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
+            rate = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+            print(batch_line(batch, trainer.world_size, rate))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model directory in one step and let ``latest`` point to the run."""
@@ -98,6 +102,16 @@ class TrainingRun(L.Callback):
         runs.record(self.directory, steps=trainer.global_step)
         model = cast(SavedModule, module).trained_model
         write_card(self.directory / runs.MODEL, model, read_run(self.directory), directory_usage(model))
+
+
+def batch_line(global_batch_size: int, devices: int, learning_rate: float) -> str:
+    """What each device gets of a batch, and the rule for the learning rate, in words."""
+    places = (own_places(global_batch_size, rank, devices) for rank in range(devices))
+    each = " or ".join(map(str, sorted({end - begin for begin, end in places})))
+    return (
+        f"global batch: {global_batch_size}, of which {each} on each of {devices} device{'s' * (devices > 1)}; "
+        f"peak learning rate: {learning_rate:g}. Neither depends on the number of devices"
+    )
 
 
 class SavedModule(Protocol):

@@ -92,7 +92,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         states = [get_optimizer_state_dict(self._module, optimizer, options=_FLAT) for optimizer in self.optimizers]
         stored = reader.read_metadata().state_dict_metadata.keys()
         tensors, _ = _take_tensors({"state_dict": weights, "optimizer_states": states})
-        frozen = {f"{_MODEL}{name}" for name, _ in self._module.named_parameters() if not _.requires_grad}
+        frozen = {f"{_MODEL}{name}" for name, weight in self._module.named_parameters() if not weight.requires_grad}
         if wrong := (tensors.keys() ^ stored) - frozen:
             raise ValueError(
                 f"{path} is of another model or optimizer: only one of them has {', '.join(sorted(wrong)[:5])}; "
@@ -156,6 +156,11 @@ def _publish(rest: dict[str, Any], incomplete: Path, target: Path) -> None:
         shutil.rmtree(target)
     os.replace(incomplete, target)
     sync_directory(target.parent)
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether this is a sharded checkpoint."""
+    return (path / REST).is_file()
 
 
 def read_rest(directory: Path) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from altclip_train.export.checkpoint import open_trained_model
 from tests.distributed.test_training_over_ranks import assert_same_run
+from tests.integration.test_resume import stop_after
 from tests.workspace import Run, Workspace
 
 pytestmark = pytest.mark.distributed
@@ -42,3 +44,23 @@ def test_contrastive_stage_equals_one_process(workspace: Workspace, start: Run, 
     one = workspace.train(*overrides)
     assert_same_run(two, one)
     assert two.metrics("train/logit_scale") == pytest.approx(one.metrics("train/logit_scale"), rel=1e-6)
+
+
+def test_run_resumes_on_another_number_of_ranks_and_its_checkpoint_becomes_a_model(workspace: Workspace):
+    overrides = ["stage=teacher", "data.epoch_samples=24", "trainer.max_steps=-1", "trainer.max_epochs=2"]
+    overrides += ["callbacks.checkpoints.every_n_train_steps=3"]
+    directory = workspace.new_directory()
+    killed = workspace.run_command(*overrides, *SHARDED, stop_after(4), f"hydra.run.dir={directory}")
+    assert "Stop" in killed.stderr
+    assert sorted(path.name for path in directory.glob("checkpoints/*.ckpt*"))[0] == "step_000000003.ckpt"
+    unbroken = workspace.train(*overrides)
+
+    exported = open_trained_model(directory / "checkpoints" / "step_000000003.ckpt").model.text_model.state_dict()
+    for name, tensor in unbroken.checkpoint(3)["state_dict"].items():
+        torch.testing.assert_close(exported[name.removeprefix("student.")], tensor, rtol=1e-3, atol=2e-5)
+
+    workspace.run(*overrides, "strategy=fsdp2", f"resume={directory}", directory=directory)
+    assert_same_run(Run(directory), unbroken)
+    refused = workspace.run_command(*overrides, f"resume={directory}", "trainer.max_epochs=3")
+    assert refused.returncode == 1
+    assert "resume with strategy=fsdp2" in refused.stderr

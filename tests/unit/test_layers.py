@@ -19,6 +19,7 @@ LAYERS = {
     "hub": 0,
     "markdown": 0,
     "command": 1,
+    "checks": 5,
     "distributed": 1,
     "losses": 2,
     "optim": 2,

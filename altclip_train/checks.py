@@ -145,6 +145,7 @@ def clock() -> Iterator[Finding]:
 def devices() -> Iterator[Finding]:
     """What torch can compute on."""
     import torch
+    from torch.cuda import nccl
 
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -152,7 +153,7 @@ def devices() -> Iterator[Finding]:
             bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
             found = f"{torch.cuda.get_device_name(number)}, {bf16}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
             yield Finding(f"cuda:{number}", "ok" if free > total / 2 else "warning", found)
-        yield Finding("nccl", "ok", ".".join(map(str, torch.cuda.nccl.version())))
+        yield Finding("nccl", "ok", ".".join(map(str, nccl.version())))
     elif any(Path("/dev").glob("nvidia[0-9]*")):
         found = f"there is an NVIDIA GPU, but torch {torch.__version__} sees none"
         yield Finding("devices", "error", found, "install torch's CUDA build for this driver (nvidia-smi shows it)")

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from altclip_train import distributed
 from altclip_train.models.layers import Block, WordEmbedding
 
-# What is gathered when it is called, and freed again. Word vectors too: backward does not need them.
+# What is gathered when it is called, and freed again; word vectors for forward alone, which backward does not need.
 UNITS = (Block, WordEmbedding)
 
 
@@ -40,6 +40,8 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, *, methods: Iterable[str]) 
     for part in model.modules():
         if isinstance(part, UNITS) and not whole.issuperset(part.parameters()):
             fully_shard(part, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+            if isinstance(part, WordEmbedding):
+                part.set_unshard_in_backward(False)  # type: ignore[attr-defined] - fully_shard gave it another class
     fully_shard(model, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
     for method in methods:
         register_fsdp_forward_method(model, method)

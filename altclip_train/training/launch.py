@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 PATIENCE = timedelta(minutes=10)  # nodes of a cluster do not start at once
 _KEY = "altclip/from_rank_zero"
@@ -37,7 +37,7 @@ def launched_process() -> Process | None:
         rank, local_rank = int(environment["RANK"]), int(environment["LOCAL_RANK"])
         process = Process(rank, int(environment["WORLD_SIZE"]), host, port, local_rank, agent)
     elif "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        from lightning.fabric.plugins.environments import SLURMEnvironment
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         slurm, tasks = SLURMEnvironment(), int(environment.get("SLURM_NTASKS", "1"))
         rank, local_rank = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
@@ -73,7 +73,7 @@ def from_rank_zero(make: Callable[[], str]) -> str:
 
 def connect(process: Process) -> TCPStore:
     """A store that all processes share. Raises ConnectionError."""
-    from torch.distributed import DistError, TCPStore
+    from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     # Where no agent serves one, beside the port that the process group will use.
     port = process.port if process.agent else process.port + 1

@@ -16,7 +16,7 @@ from altclip_train.checks import Finding
 from altclip_train.training.launch import Process, connect, launched_process
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 PATIENCE = timedelta(seconds=60)  # until all processes have appeared, and for the collective
 CONNECT_SECONDS = 5.0
@@ -78,7 +78,7 @@ def collective(process: Process, store: TCPStore) -> Finding:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     device = torch.device("cuda", process.local_rank) if backend == "nccl" else torch.device("cpu")
     try:
-        group = dist.PrefixStore("doctor", store)
+        group = dist.PrefixStore("doctor", store)  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=group, rank=process.rank, world_size=process.processes, timeout=PATIENCE)
         total = torch.ones(1, device=device)
         dist.all_reduce(total)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,6 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from altclip_train import distributed
@@ -98,7 +101,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
                 f"{path} is of another model or optimizer: only one of them has {', '.join(sorted(wrong)[:5])}; "
                 "resume with the configuration of the run, or start a new one"
             )
-        dcp.load({name: tensors[name] for name in stored}, storage_reader=reader)
+        load({name: tensors[name] for name in stored}, storage_reader=reader)
         checkpoint["state_dict"] = {name: weights[name] for name in weights if f"{_MODEL}{name}" in stored}
         checkpoint["optimizer_states"] = [
             {**kept, **{name: value for name, value in state.items() if isinstance(value, Tensor)}}
@@ -134,8 +137,8 @@ def write_sharded(tensors: dict[str, Tensor], rest: dict[str, Any], target: Path
     on_rank_zero = distributed.rank() == 0
     distributed.on_every_rank(lambda: _make_empty(incomplete) if on_rank_zero else None)
     try:
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(incomplete))  # synced, file by file
-    except dcp.CheckpointException as error:  # no Exception, and its message is all ranks' tracebacks
+        save(tensors, storage_writer=FileSystemWriter(incomplete))  # synced, file by file
+    except CheckpointException as error:  # no Exception, and its message is all ranks' tracebacks
         rank, (cause, _) = next(iter(error.failures.items()))
         raise OSError(f"{target} could not be written: rank {rank} failed with {cause!r}") from error
     distributed.on_every_rank(lambda: _publish(rest, incomplete, target) if on_rank_zero else None)
@@ -181,11 +184,11 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         for name, stored in reader.read_metadata().state_dict_metadata.items()
         if name.startswith(_MODEL) and isinstance(stored, TensorStorageMetadata)
     }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    load(tensors, storage_reader=reader, no_dist=True)
     return {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
 
 
-class SafeReader(dcp.FileSystemReader):
+class SafeReader(FileSystemReader):
     """Reads tensors, and metadata that is a pickle of a few known classes and nothing else."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:

@@ -66,7 +66,7 @@ def between_nodes(process: Process, store: TCPStore) -> Iterator[Finding]:
         yield Finding("network", "error", line, advice)
     if not failed:
         yield Finding(
-            "network", "ok", f"{process.processes} processes on {len(hosts)} nodes reach each other: {_list(hosts)}"
+            "network", "ok", f"{process.processes} processes on {_nodes(hosts)} reach each other: {_list(hosts)}"
         )
 
 
@@ -129,6 +129,10 @@ def _reaches(place: dict[str, Any]) -> bool:
 
 def _name(place: dict[str, Any]) -> str:
     return f"{place['host']} at {place['address']}:{place['port']}"
+
+
+def _nodes(hosts: list[str]) -> str:
+    return "1 node" if len(hosts) == 1 else f"{len(hosts)} nodes"
 
 
 def _list(hosts: list[str]) -> str:

@@ -127,7 +127,7 @@ def test_nodes_that_reach_each_other_are_listed():
     for findings in nodes(3):
         (finding,) = findings
         assert finding.level == "ok"
-        assert f"3 processes on 1 nodes reach each other: {socket.gethostname()}" in finding.found
+        assert f"3 processes on 1 node reach each other: {socket.gethostname()}" in finding.found
 
 
 def test_every_node_learns_which_pair_fails(monkeypatch: pytest.MonkeyPatch):

@@ -23,12 +23,15 @@ from altclip_train.models.layers import Block, WordEmbedding
 UNITS = (Block, WordEmbedding)
 
 
-def shard(model: nn.Module, mesh: DeviceMesh | None, *, methods: Iterable[str]) -> None:
+def shard(
+    model: nn.Module, mesh: DeviceMesh | None, *, methods: Iterable[str], beside: Iterable[nn.Parameter] = ()
+) -> None:
     """Shard what trains of `model`, block by block; without a mesh, leave it as it is.
 
     Args:
         mesh: (replicas, shards of one replica).
         methods: those by which `model` is called, beside `forward`.
+        beside: scalars that train and are no part of `model`.
     """
     if mesh is None or isinstance(model, FSDPModule):
         return
@@ -45,8 +48,8 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, *, methods: Iterable[str]) 
     fully_shard(model, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
     for method in methods:
         register_fsdp_forward_method(model, method)
-    for parameter in model.parameters():
-        if parameter in whole and parameter.requires_grad:
+    for parameter in (*whole, *beside):
+        if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_average)
 
 

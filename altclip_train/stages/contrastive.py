@@ -163,7 +163,8 @@ class ContrastiveLearning(L.LightningModule):
     def configure_model(self) -> None:
         # Ranks encode unequally many pictures with a locked tower: what is cached on one is not on another.
         methods = ["encode_text"] if self.image_tower_locked else ["encode_text", "encode_image"]
-        shard(self.model, self.device_mesh, methods=methods)
+        beside = [] if self.logit_bias is None else [self.logit_bias]
+        shard(self.model, self.device_mesh, methods=methods, beside=beside)
 
     def configure_gradient_clipping(
         self,

@@ -36,6 +36,7 @@ def test_teacher_stage_equals_one_process(workspace: Workspace, more: list[str])
     [
         ["trainer.gradient_clip_val=0.01", "data.global_batch_size=7"],
         ["stage.locked=[text_model.embeddings.word_embeddings]", "stage.gradient_checkpointing=true"],
+        ["stage.loss=sigmoid"],
     ],
 )
 def test_contrastive_stage_equals_one_process(workspace: Workspace, start: Run, more: list[str]):
@@ -43,7 +44,8 @@ def test_contrastive_stage_equals_one_process(workspace: Workspace, start: Run, 
     two = workspace.run(*overrides, *SHARDED)
     one = workspace.train(*overrides)
     assert_same_run(two, one)
-    assert two.metrics("train/logit_scale") == pytest.approx(one.metrics("train/logit_scale"), rel=1e-6)
+    for name in ("train/logit_scale", "train/logit_bias"):
+        assert two.metrics(name) == pytest.approx(one.metrics(name), rel=1e-6)
 
 
 def test_run_resumes_on_another_number_of_ranks_and_its_checkpoint_becomes_a_model(workspace: Workspace):

@@ -65,4 +65,4 @@ def test_run_resumes_on_another_number_of_ranks_and_its_checkpoint_becomes_a_mod
     assert_same_run(Run(directory), unbroken)
     refused = workspace.run_command(*overrides, f"resume={directory}", "trainer.max_epochs=3")
     assert refused.returncode == 1
-    assert "resume with strategy=fsdp2" in refused.stderr
+    assert "strategy" in refused.stderr

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from altclip_train.checks import check_start
 from altclip_train.command import run_main
 from altclip_train.errors import short_errors
 from altclip_train.training.resolvers import register_resolvers
@@ -24,6 +25,7 @@ register_resolvers()
 
 def train(config: DictConfig, directory: Path) -> L.Trainer:
     """Train the stage that ``config`` describes; everything that the run leaves lies in ``directory``."""
+    check_start(directory)
     # Here, so that loader processes, which import this file, start without Lightning.
     import lightning as L
 

@@ -1,4 +1,4 @@
-"""The only module that talks to torch.distributed.
+"""The only module that talks to torch.distributed, but for sharding.py and the checkpoints of sharded weights.
 
 All functions take an optional process group; without an initialised process group they act as one rank.
 """
@@ -93,6 +93,26 @@ def all_gather_objects(value: Any, group: Group = None) -> list[Any]:
     values: list[Any] = [None] * world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor whole on every rank, by a collective call; any other as it is."""
+    if is_initialized():
+        from torch.distributed.tensor import DTensor  # a second to import, and only there in a process group
+
+        if isinstance(tensor, DTensor):
+            return tensor.full_tensor()
+    return tensor
+
+
+def own_part(tensor: Tensor, like: Tensor) -> Tensor:
+    """Of a tensor that every rank holds whole, the part that this one has of ``like``. Nothing is sent."""
+    if is_initialized():
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if isinstance(like, DTensor):
+            return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return tensor
 
 
 def collective_device(group: Group = None) -> torch.device:

@@ -16,7 +16,7 @@ class Unreachable(Exception):  # noqa: N818 the fault is not the program's
     """Remote data that cannot be had, after all patience. No OSError, which would count as one bad sample."""
 
 
-EXPLAINED = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, Unreachable)
+EXPLAINED = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, ConnectionError, Unreachable)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altclip_train import distributed
+
 # A quintic that pulls singular values from [0, 1] to about 1 in five steps (see the reference).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -64,7 +66,9 @@ class Muon(torch.optim.AdamW):
             state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(matrix)
         state["step"] += 1
         average = state["exp_avg"].lerp_(gradient, 1 - self.momentum)
-        direction = orthogonalized(gradient.lerp(average, self.momentum))
+        # The iteration needs the whole matrix: of sharded ones each rank computes the same, and keeps its part.
+        update = distributed.whole(gradient.lerp(average, self.momentum))
+        direction = distributed.own_part(orthogonalized(update), matrix)
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
         matrix.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
 

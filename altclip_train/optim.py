@@ -14,10 +14,11 @@ Schedule = Callable[..., LambdaLR]
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in three groups: matrices decay; biases, norms and scalars (logit_scale) do not.
+    """Trainable parameters in groups: matrices decay; biases, norms and scalars (logit_scale) do not.
 
     Matrices of linear layers are apart from tables and convolutions, marked ``hidden``: `Muon` steps them in its own
-    way. Raises ValueError when nothing is trainable.
+    way. Scalars are apart: they are never sharded, and an optimizer takes a group as one list. Raises ValueError when
+    nothing is trainable.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
@@ -26,7 +27,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     groups = [
         {"params": [p for p in trainable if id(p) in linear], "weight_decay": weight_decay, "hidden": True},
         {"params": [p for p in trainable if p.ndim >= 2 and id(p) not in linear], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim == 0], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -15,6 +15,7 @@ from altclip_train import distributed
 from altclip_train.evaluation.benchmarks import Benchmark
 from altclip_train.evaluation.encoder import AcrossRanks, Encoder
 from altclip_train.evaluation.results import BenchmarkResult, result_tables
+from altclip_train.sharding import whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ class BenchmarkCallback(L.Callback):
             return []
         encoder.image_cache = self._image_features if module.image_tower_locked else None
         shared = AcrossRanks(encoder)
-        return [result for benchmark in self.benchmarks for result in benchmark.evaluate(shared)]
+        with whole_weights(encoder.model):
+            return [result for benchmark in self.benchmarks for result in benchmark.evaluate(shared)]
 
 
 class StopEarly(EarlyStopping):

@@ -18,6 +18,7 @@ from altclip_train.processing import AltCLIPProcessor
 from altclip_train.stages import ContrastiveLearning, TeacherLearning
 from altclip_train.training import runs
 from altclip_train.training.facts import read_config, read_run
+from altclip_train.training.sharded import is_sharded, read_rest, read_weights
 
 # A configuration is a file that anyone may have written: it builds these and nothing else.
 PARTS: dict[str, Callable[..., Any]] = {
@@ -55,7 +56,7 @@ def open_trained_model(path_or_id: str | Path) -> TrainedModel:
     if is_hub_id(path_or_id):
         return _from_directory(local_directory(path_or_id, weights=True))
     path = Path(path_or_id).expanduser()
-    if path.is_file():
+    if path.is_file() or is_sharded(path):
         return _from_training_state(path)
     if not path.is_dir():
         raise FileNotFoundError(
@@ -111,6 +112,8 @@ def _from_training_state(file: Path) -> TrainedModel:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        return {**read_rest(file), "state_dict": read_weights(file)}
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:

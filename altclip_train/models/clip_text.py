@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from altclip_train.models.attention import PackedLayout, PaddedLayout, use_variable_length
 from altclip_train.models.config import LEGACY_EOS_TOKEN_ID, CLIPTextConfig
-from altclip_train.models.layers import Embedding, PreNormBlock, check_indices, run_blocks, run_packed_blocks
+from altclip_train.models.layers import (
+    Embedding,
+    PreNormBlock,
+    WordEmbedding,
+    check_indices,
+    run_blocks,
+    run_packed_blocks,
+)
 from altclip_train.models.outputs import TowerOutput
 from altclip_train.models.pretrained import Pretrained
 from altclip_train.models.spelling import CLIP_TOWER, Towers
@@ -21,7 +28,7 @@ class CLIPTextEmbeddings(nn.Module):
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
-        self.token_embedding = Embedding(config.vocab_size, config.hidden_size)
+        self.token_embedding = WordEmbedding(config.vocab_size, config.hidden_size)
         self.position_embedding = Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, input_ids: Tensor, position: Tensor) -> Tensor:

@@ -41,6 +41,10 @@ class Embedding(nn.Embedding):
         pass
 
 
+class WordEmbedding(Embedding):
+    """The largest table of a tower, one row for each token."""
+
+
 class Conv2d(nn.Conv2d):
     """Its tower draws the initial values, as those of `Linear`."""
 

@@ -89,7 +89,7 @@ def _targets(tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
 def published_state(module: nn.Module, *, towers: Towers) -> dict[str, Tensor]:
     """All weights of `module` under their published names, as contiguous tensors on the CPU, views if possible."""
     state = {}
-    for ours, tensor in module.state_dict().items():
+    for ours, tensor in module.named_parameters():  # state_dict() would put sharded weights back into their shards
         names = published_names(ours, towers)
         parts = _targets(tensor.detach().cpu(), len(names))
         # The parts of a fused matrix lie apart in its memory, so that safetensors takes them without a copy.

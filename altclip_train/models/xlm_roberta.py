@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from altclip_train.models.attention import PackedLayout, PaddedLayout, use_variable_length
 from altclip_train.models.config import AltCLIPTextConfig
-from altclip_train.models.layers import Embedding, Linear, PostNormBlock, check_indices, run_blocks, run_packed_blocks
+from altclip_train.models.layers import (
+    Embedding,
+    Linear,
+    PostNormBlock,
+    WordEmbedding,
+    check_indices,
+    run_blocks,
+    run_packed_blocks,
+)
 from altclip_train.models.outputs import TowerOutput
 from altclip_train.models.pretrained import Pretrained
 from altclip_train.models.spelling import LONE_XLMR_TOWER, Towers
@@ -23,7 +31,7 @@ class XLMREmbeddings(nn.Module):
         super().__init__()
         self.padding_id = config.pad_token_id
         width, padding = config.hidden_size, config.pad_token_id
-        self.word_embeddings: nn.Embedding = Embedding(config.vocab_size, width, padding_idx=padding)
+        self.word_embeddings: nn.Embedding = WordEmbedding(config.vocab_size, width, padding_idx=padding)
         self.position_embeddings = Embedding(config.max_position_embeddings, width, padding_idx=padding)
         self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

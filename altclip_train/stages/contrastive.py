@@ -25,6 +25,7 @@ from altclip_train.models import AltCLIPModel, CLIPModel, compile_blocks, set_dr
 from altclip_train.models.flops import image_flops, text_flops
 from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
+from altclip_train.sharding import clip_gradients, shard
 from altclip_train.stages.frozen import (
     drop_from_checkpoint,
     frozen_vectors,
@@ -158,6 +159,20 @@ class ContrastiveLearning(L.LightningModule):
         data: ImageTextData = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.image_tower_locked:
             data.cache_vectors_of(self.model)
+
+    def configure_model(self) -> None:
+        # Ranks encode unequally many pictures with a locked tower: what is cached on one is not on another.
+        methods = ["encode_text"] if self.image_tower_locked else ["encode_text", "encode_image"]
+        beside = [] if self.logit_bias is None else [self.logit_bias]
+        shard(self.model, self.device_mesh, methods=methods, beside=beside)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,  # noqa: ARG002 - Lightning's signature
+        gradient_clip_val: float | None,
+        gradient_clip_algorithm: str | None,
+    ) -> None:
+        clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
         if self.compiled:

@@ -30,6 +30,7 @@ from altclip_train.models import (
 from altclip_train.models.flops import text_flops
 from altclip_train.optim import Schedule, configure_optimizers
 from altclip_train.processing import AltCLIPProcessor, CLIPImageProcessor
+from altclip_train.sharding import clip_gradients, shard
 from altclip_train.stages.frozen import (
     drop_from_checkpoint,
     frozen_vectors,
@@ -132,6 +133,17 @@ class TeacherLearning(L.LightningModule):
         # Here, before Lightning moves the weights or changes their type: a fingerprint is of the original ones.
         data: TextPairData = self.trainer.datamodule  # type: ignore[attr-defined]
         data.cache_vectors_of(self.teacher)
+
+    def configure_model(self) -> None:
+        shard(self.student, self.device_mesh, methods=["encode_packed"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,  # noqa: ARG002 - Lightning's signature
+        gradient_clip_val: float | None,
+        gradient_clip_algorithm: str | None,
+    ) -> None:
+        clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
         if self.compiled:

@@ -53,6 +53,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         manifest_of(Path(path)).unlink(missing_ok=True)
         super().remove_checkpoint(path)
 
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a sharded checkpoint: resume with strategy=fsdp2")
+        return super().load_checkpoint(path, *arguments, **options)
+
 
 def _write(checkpoint: dict[str, Any], file: Path) -> None:
     try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from altclip_train.hub import local_directory
+from altclip_train.training.launch import from_rank_zero
 from altclip_train.training.manifest import checkpoints, problem
 
 CHECKPOINTS = "checkpoints"
@@ -30,13 +31,18 @@ HASHED = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".gz")
 def run_directory(outputs: str, name: str, resume: str | None) -> str:
     """Directory of the run that a command starts or, with ``resume``, continues.
 
-    ``resume`` is None, "auto" (the newest unfinished run of this name, else a new one) or a run directory.
+    ``resume`` is None, "auto" (the newest unfinished run of this name, else a new one) or a run directory. All
+    processes of a launcher get that of rank 0, whatever their clocks say.
     """
+    return from_rank_zero(lambda: _run_directory(outputs, name, resume))
+
+
+def _run_directory(outputs: str, name: str, resume: str | None) -> str:
     if resume is None:
         return str(Path(outputs) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     if resume == "auto":
         unfinished = [run for run in _runs(Path(outputs) / name) if not is_finished(run) and newest_checkpoint(run)]
-        return str(unfinished[-1]) if unfinished else run_directory(outputs, name, None)
+        return str(unfinished[-1]) if unfinished else _run_directory(outputs, name, None)
     if newest_checkpoint(Path(resume)) is None:
         raise FileNotFoundError(
             f"resume={resume}: no checkpoint in {Path(resume) / CHECKPOINTS}; "

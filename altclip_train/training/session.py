@@ -14,10 +14,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from altclip_train.configuration import check_configuration
+from altclip_train.data.sampler import own_places
 from altclip_train.data.urls import shown
 from altclip_train.files import written_whole
 from altclip_train.model_card import directory_usage, write_card
 from altclip_train.models import AltCLIPModel, CLIPModel
+from altclip_train.sharding import whole_weights
 from altclip_train.training import runs
 from altclip_train.training.changes import check_unchanged
 from altclip_train.training.facts import read_config, read_run, software
@@ -89,6 +91,9 @@ class TrainingRun(L.Callback):
         if trainer.is_global_zero:
             samples = trainer.datamodule.train_set.samples  # type: ignore[attr-defined]
             runs.record(self.directory, software=self._software, samples=samples)
+            batch = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
+            rate = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+            print(batch_line(batch, trainer.world_size, rate))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         checkpoint["run"] = {"config": self._config, "software": self._software, "world_size": trainer.world_size}
@@ -96,6 +101,15 @@ class TrainingRun(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model directory in one step and let ``latest`` point to the run."""
         self._ended = True
+        if trainer.is_global_zero:
+            _ = cast(SavedModule, pl_module).trained_model  # assembled first: loading puts weights back into shards
+        with whole_weights(pl_module):
+            self._save_model(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._write_card(trainer, pl_module)
+        trainer.strategy.barrier("model directory written")
+
+    def _save_model(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in pl_module.parameters()):
             raise ValueError(
                 f"the trained weights are not finite, so {self.directory / runs.MODEL} is not written: "
@@ -109,8 +123,6 @@ class TrainingRun(L.Callback):
             os.replace(incomplete, model)
             runs.point_latest_to(self.directory)
             print(f"model directory: {model}")
-            self._write_card(trainer, pl_module)
-        trainer.strategy.barrier("model directory written")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the card again: by now the benchmarks of the other callbacks have their results."""
@@ -143,6 +155,16 @@ def newest_whole_checkpoint(run: Path) -> Path:
     if newest is None:
         raise ValueError(f"no checkpoint in {run / runs.CHECKPOINTS} is whole; start a new run")
     return newest
+
+
+def batch_line(global_batch_size: int, devices: int, learning_rate: float) -> str:
+    """What each device gets of a batch, and the rule for the learning rate, in words."""
+    places = (own_places(global_batch_size, rank, devices) for rank in range(devices))
+    each = " or ".join(map(str, sorted({end - begin for begin, end in places})))
+    return (
+        f"global batch: {global_batch_size}, of which {each} on each of {devices} device{'s' * (devices > 1)}; "
+        f"peak learning rate: {learning_rate:g}. Neither depends on the number of devices"
+    )
 
 
 class SavedModule(Protocol):

@@ -65,6 +65,15 @@ def test_every_set_of_callbacks(callbacks: str):
     assert "checkpoints" in checked(composed("train", "stage=teacher", f"callbacks={callbacks}"))["callbacks"]
 
 
+@pytest.mark.parametrize("stage", names("stage"))
+@pytest.mark.parametrize("strategy", names("strategy"))
+def test_every_strategy_goes_with_every_stage(stage: str, strategy: str):
+    trainer = checked(composed("train", f"stage={stage}", f"strategy={strategy}", "start=/model"))["trainer"]
+    assert trainer["max_epochs"] > 0  # the stage's own
+    if isinstance(trainer["strategy"], dict):
+        assert trainer["strategy"]["precision"] == trainer["precision"]
+
+
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_experiment_alone_and_with_its_stage(experiment: str):
     alone = checked(composed("train", f"experiment={experiment}", *OPEN[experiment]))

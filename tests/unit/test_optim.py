@@ -27,13 +27,12 @@ def factors(schedule, steps, **arguments):
 
 def test_only_matrices_have_weight_decay_and_those_of_linear_layers_are_marked():
     tower = Tower()
-    hidden, tables, others = parameter_groups(tower, 0.2)
+    hidden, tables, others, scalars = parameter_groups(tower, 0.2)
     assert hidden == {"params": [tower.linear.weight], "weight_decay": 0.2, "hidden": True}
     assert tables == {"params": [tower.table.weight], "weight_decay": 0.2}
-    assert {id(p) for p in others["params"]} == {
-        id(p) for p in (tower.linear.bias, tower.norm.weight, tower.norm.bias, tower.logit_scale)
-    }
+    assert {id(p) for p in others["params"]} == {id(p) for p in (tower.linear.bias, tower.norm.weight, tower.norm.bias)}
     assert others["weight_decay"] == 0
+    assert scalars == {"params": [tower.logit_scale], "weight_decay": 0.0}  # apart: it is never sharded
 
 
 def test_frozen_parameters_are_in_no_group():

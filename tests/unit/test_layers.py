@@ -31,6 +31,7 @@ LAYERS = {
     "model_card": 6,
     "training": 7,
     "evaluate": 8,
+    "report": 8,
     "export": 8,
     "trimming": 9,
     "embedding": 9,
@@ -107,6 +108,7 @@ HEAVY = {"lightning", "hydra", "transformers", "wandb", "webdataset"}
     [
         ("import altclip_train; altclip_train.AltCLIPModel", HEAVY),
         ("import altclip_train.data.dataset", HEAVY - {"webdataset"}),  # loader processes
+        ("from altclip_train.cli import main", HEAVY | {"torch", "PIL", "rich"}),  # --help answers at once
         ("import train", HEAVY - {"hydra"} | {"torch"}),  # loader processes import it too; --cfg answers at once
     ],
 )

@@ -26,11 +26,14 @@ HASHED = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".gz")
 
 
 @lru_cache  # Hydra resolves the run directory more than once; the date must stay the same
-def run_directory(outputs: str, name: str, resume: str | None) -> str:
+def run_directory(outputs: str, name: str, resume: str | None, dry_run: bool = False) -> str:
     """Directory of the run that a command starts or, with ``resume``, continues.
 
-    ``resume`` is None, "auto" (the newest unfinished run of this name, else a new one) or a run directory.
+    ``resume`` is None, "auto" (the newest unfinished run of this name, else a new one) or a run directory. A dry run
+    has none: Hydra, which makes the directory, is given one that is there.
     """
+    if dry_run:
+        return "."
     if resume is None:
         return str(Path(outputs) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     if resume == "auto":

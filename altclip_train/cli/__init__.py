@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from altclip_train.cli import configs, data, embeddings, models, reports
+from altclip_train.cli import configs, data, demo, embeddings, models, reports
 from altclip_train.errors import short_errors
 
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     embeddings.add(tools)
     reports.add(tools)
     configs.add(tools)
+    demo.add(tools)
     options = parser.parse_args(arguments)
     with short_errors():
         options.run(options)

@@ -35,7 +35,8 @@ LAYERS = {
     "export": 8,
     "trimming": 9,
     "embedding": 9,
-    "cli": 10,
+    "demo": 10,
+    "cli": 11,
 }
 # The one place that may import them: models of other libraries are evaluated, when someone asks for that.
 OTHER_MODELS = "evaluation/other_models.py"

@@ -48,7 +48,12 @@ def train(config: DictConfig, directory: Path) -> L.Trainer:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> None:
     with short_errors():
-        train(config, Path(HydraConfig.get().runtime.output_dir))
+        if config.dry_run:
+            from altclip_train.report.dry_run import dry_run
+
+            dry_run(config)
+        else:
+            train(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -32,7 +33,12 @@ td small{display:block;line-height:1.1;white-space:nowrap}.sheet{display:grid;ga
 background:var(--band)}img.right{border-color:var(--good)}.right{color:var(--good)}
 .tag{color:var(--mark);font-weight:600}
 svg text{fill:var(--ink);font-size:11px}svg .axis{stroke:var(--line)}ol{margin:0;padding-left:1.4rem}
+svg .grid{stroke:var(--line);stroke-opacity:.6;stroke-dasharray:2 3}.figures{display:flex;flex-wrap:wrap;gap:0 1.5rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:1rem;margin:1rem 0}
+.cards figure{margin:0}.cards figcaption{font-size:.85em;overflow-wrap:anywhere}
+pre{overflow-x:auto;background:var(--band);padding:.7rem;border-radius:4px}
 """
+COLOURS = ("#2563a8", "#b3401f", "#2f7d4a", "#7b3fa0", "#9a6b00", "#0f766e")  # of lines
 
 
 def page(title: str, subtitle: str, sections: Iterable[tuple[str, str]]) -> str:
@@ -126,40 +132,62 @@ def scatter(points: Sequence[tuple[float, float, str]], *, x: str, y: str, size:
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, size: tuple[int, int] = (560, 240)) -> str:
-    """Lines through (x, y) points, one for each name."""
+    """Lines through the finite of (x, y) points, one for each name; a single line has no legend."""
+    finite = {name: [point for point in line if math.isfinite(point[1])] for name, line in series.items()}
+    series = {name: line for name, line in finite.items() if line}
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
     (low_x, high_x), (low_y, high_y) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
     (width, height), left = size, 60
-    colours = ("#2563a8", "#b3401f", "#2f7d4a", "#7b3fa0", "#9a6b00", "#0f766e")
 
-    def at(point: tuple[float, float]) -> str:
-        across = left + width * (point[0] - low_x) / ((high_x - low_x) or 1)
-        return f"{across:.1f},{8 + height * (1 - (point[1] - low_y) / ((high_y - low_y) or 1)):.1f}"
+    def at(across: float, up: float) -> tuple[float, float]:
+        return (
+            left + width * (across - low_x) / ((high_x - low_x) or 1),
+            8 + height * (1 - (up - low_y) / ((high_y - low_y) or 1)),
+        )
 
     parts = [_line((left, 8 + height), (left + width, 8 + height)), _line((left, 8), (left, 8 + height))]
-    for value, place in ((low_y, 12 + height), (high_y, 14)):
-        parts.append(f'<text x="{left - 6}" y="{place}" text-anchor="end">{value:.4g}</text>')
-    for value, place, anchor in ((low_x, left, "start"), (high_x, left + width, "end")):
-        parts.append(f'<text x="{place}" y="{height + 24}" text-anchor="{anchor}">{value:.6g}</text>')
-    parts.append(f'<text x="{left + width / 2:.0f}" y="{height + 24}" text-anchor="middle">{escape(x)}</text>')
+    for tick in _ticks(low_y, high_y):
+        _, y = at(low_x, tick)
+        parts.append(_line((left, y), (left + width, y), kind="grid"))
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    for tick in _ticks(low_x, high_x):
+        across, _ = at(tick, low_y)
+        parts.append(f'<text x="{across:.1f}" y="{height + 24}" text-anchor="middle">{tick:,.6g}</text>')
+    parts.append(f'<text x="{left + width / 2:.0f}" y="{height + 40}" text-anchor="middle">{escape(x)}</text>')
     for number, (name, line) in enumerate(series.items()):
-        colour = colours[number % len(colours)]
-        path = " ".join(at(point) for point in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        key = f'x="{left + width + 12}" y="{20 + 16 * number}" style="fill:{colour}"'
-        parts.append(f"<text {key}>{escape(name)}</text>")
-    return _drawing(left + width + 240, height + 32, parts)
+        colour = COLOURS[number % len(COLOURS)]
+        path = " ".join(f"{across:.1f},{y:.1f}" for across, y in (at(*point) for point in line))
+        shape = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+        if len(line) == 1:
+            across, y = at(*line[0])
+            shape = f'<circle cx="{across:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+        parts.append(shape)
+        if len(series) > 1:
+            key = f'x="{left + width + 12}" y="{20 + 16 * number}" style="fill:{colour}"'
+            parts.append(f"<text {key}>{escape(name)}</text>")
+    legend = 24 + 7 * max(map(_columns_of, series)) if len(series) > 1 else 24
+    return _drawing(left + width + legend, max(height + 48, 24 + 16 * len(series)), parts)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About four round numbers from ``low`` to ``high``; the value itself where both are the same."""
+    if not low < high:
+        return [low]
+    rough = (high - low) / 4
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _drawing(width: float, height: float, parts: Iterable[str]) -> str:
     return f'<div class="wide"><svg width="{width}" height="{height}" role="img">{"".join(parts)}</svg></div>'
 
 
-def _line(start: tuple[float, float], end: tuple[float, float]) -> str:
+def _line(start: tuple[float, float], end: tuple[float, float], kind: str = "axis") -> str:
     (x1, y1), (x2, y2) = start, end
-    return f'<line class="axis" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _columns_of(text: str) -> int:

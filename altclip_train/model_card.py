@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -135,7 +135,8 @@ def _made_from(run: RunFacts | None) -> str:
     return ", ".join([*bases, *(["a text tower of random weights"] if fresh else [])]) or "random weights"
 
 
-def _stage(run: RunFacts) -> str:
+def recipe(run: RunFacts) -> dict[str, str]:
+    """What a run trained with, by the name that people give it; what does not apply is left out."""
     config = run.config
     optimizer = _get(config, "stage.optimizer") or {}
     software = ", ".join(f"{name} {version or UNKNOWN}" for name, version in run.software.items())
@@ -154,27 +155,46 @@ def _stage(run: RunFacts) -> str:
         "seed": _get(config, "seed"),
         "software": software or UNKNOWN,
     }
-    recipe = table(["", ""], ((key, text(value)) for key, value in rows.items() if value is not None))
+    return {key: str(value) for key, value in rows.items() if value is not None}
+
+
+def _stage(run: RunFacts) -> str:
+    rows = table(["", ""], ((key, text(value)) for key, value in recipe(run).items()))
     heading = STAGES.get(run.stage, run.stage)
-    return f"### {text(heading)}\n\n{recipe}\nData:\n\n{_data(run)}"
+    return f"### {text(heading)}\n\n{rows}\nData:\n\n{_data(run)}"
+
+
+class SourceFacts(NamedTuple):
+    """One source of data as the configuration names it, its urls without what opens them."""
+
+    urls: list[str]
+    samples: int | None
+    weight: float | None  # None: by its samples
+    languages: list[str]  # empty: those of the run
+
+
+def sources(run: RunFacts) -> list[SourceFacts]:
+    """The sources that a run trained on."""
+    configured = _get(run.config, "data.parallel_texts") or _get(run.config, "data.image_texts") or []
+    counts: Sequence[int | None] = run.samples or [None] * len(configured)
+    found = []
+    for source, count in zip(configured, counts, strict=False):
+        given = source if isinstance(source, Mapping) else {"urls": source}
+        urls = [given["urls"]] if isinstance(given["urls"], str) else given["urls"]
+        found.append(SourceFacts(list(map(_address, urls)), count, given.get("weight"), given.get("languages") or []))
+    return found
 
 
 def _data(run: RunFacts) -> str:
-    sources = _get(run.config, "data.parallel_texts") or _get(run.config, "data.image_texts") or []
-    samples: Sequence[int | None] = run.samples or [None] * len(sources)
-    rows = []
-    for source, count in zip(sources, samples, strict=False):
-        given = source if isinstance(source, Mapping) else {"urls": source}
-        urls = [given["urls"]] if isinstance(given["urls"], str) else given["urls"]
-        weight = given.get("weight")
-        rows.append(
-            (
-                ", ".join(code(_address(url)) for url in urls),
-                UNKNOWN if count is None else f"{count:,}",
-                "by its samples" if weight is None else text(weight),
-                ", ".join(map(text, given.get("languages") or [])) or "as above",
-            )
+    rows = [
+        (
+            ", ".join(map(code, source.urls)),
+            UNKNOWN if source.samples is None else f"{source.samples:,}",
+            "by its samples" if source.weight is None else text(source.weight),
+            ", ".join(map(text, source.languages)) or "as above",
         )
+        for source in sources(run)
+    ]
     return table(["source", "samples", "weight", "languages"], rows) if rows else f"{UNKNOWN}\n"
 
 
@@ -188,11 +208,8 @@ def _address(url: Any) -> str:
 def _evaluation(run: RunFacts | None) -> str:
     if run is None or not run.scores:
         return "No benchmark results are recorded for these weights.\n"
-    kinds: dict[tuple[str, ...], list[Scores]] = {}
-    for scores in run.scores:
-        kinds.setdefault(tuple(sorted(scores.metrics, key=_natural)), []).append(scores)
     tables = []
-    for metrics, kind in kinds.items():
+    for metrics, kind in scores_by_kind(run.scores).items():
         rows = [
             (
                 text(scores.benchmark),
@@ -204,6 +221,14 @@ def _evaluation(run: RunFacts | None) -> str:
         ]
         tables.append(table(["benchmark", "language", "split", *(text(m.replace("_", " ")) for m in metrics)], rows))
     return "In percent, as the run directory records them.\n\n" + "\n".join(tables)
+
+
+def scores_by_kind(scores: Iterable[Scores]) -> dict[tuple[str, ...], list[Scores]]:
+    """Scores with the same metrics stand in one table: metrics in the order of reading -> scores."""
+    kinds: dict[tuple[str, ...], list[Scores]] = {}
+    for one in scores:
+        kinds.setdefault(tuple(sorted(one.metrics, key=_natural)), []).append(one)
+    return kinds
 
 
 def _limitations(model: AltCLIPModel | CLIPModel, run: RunFacts | None) -> str:

@@ -11,3 +11,7 @@ from tests.workspace import Workspace
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A tiny starter build and a tiny CLIP, made once for all tests."""
     return Workspace(tmp_path_factory.mktemp("workspace"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="where the browser tests keep pictures of the pages")

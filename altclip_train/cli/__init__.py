@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from altclip_train.cli import data, doctor, embeddings, models
+from altclip_train.cli import configs, data, demo, doctor, embeddings, models, reports
 from altclip_train.errors import short_errors
 
 
@@ -16,6 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data.add(tools)
     models.add(tools)
     embeddings.add(tools)
+    reports.add(tools)
+    configs.add(tools)
+    demo.add(tools)
     doctor.add(tools)
     options = parser.parse_args(arguments)
     with short_errors():

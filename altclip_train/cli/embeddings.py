@@ -47,7 +47,7 @@ def _add_embed(tools: Tools) -> None:
         "--dtype", choices=("float16", "float32"), default="float16", help="of what is kept (default: %(default)s)"
     )
     embed.add_argument("--part", metavar="I/N", help="embed only part I of N, I from 0")
-    _add_device(embed)
+    add_device(embed)
     embed.set_defaults(run=_embed)
 
 
@@ -64,11 +64,12 @@ def _add_search(tools: Tools) -> None:
     search.add_argument("--image", metavar="FILE", help="search for a picture instead")
     search.add_argument("--top", type=int, default=10, metavar="K", help="default: %(default)s")
     search.add_argument("--json", action="store_true", help="print JSON")
-    _add_device(search)
+    add_device(search)
     search.set_defaults(run=_search)
 
 
-def _add_device(tool: argparse.ArgumentParser) -> None:
+def add_device(tool: argparse.ArgumentParser) -> None:
+    """The option that `device_of` reads."""
     tool.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: the process's GPU, else cpu)")
 
 
@@ -92,7 +93,7 @@ def _embed_shards(options: argparse.Namespace) -> None:
         part=part_of_work(options.part),
         dtype=options.dtype,
         directory=options.directory,
-        device=_device(options.device),
+        device=device_of(options.device),
     )
     if options.stage == "contrastive":
         coverage = embed_contrastive(options.model, job)
@@ -114,7 +115,7 @@ def _embed_records(options: argparse.Namespace) -> None:
 
     part = part_of_work(options.part)
     table = Table(directory=Path(options.output), dtype=options.dtype, file_format=options.format, part=part)
-    towers = Towers(options.model, device=_device(options.device), max_length=options.max_length)
+    towers = Towers(options.model, device=device_of(options.device), max_length=options.max_length)
     if options.texts is not None:
         made = embed_texts(towers, options.texts, table)
     else:
@@ -125,7 +126,7 @@ def _embed_records(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from altclip_train.embedding.search import search
 
-    device = _device(options.device)
+    device = device_of(options.device)
     hits = search(options.index, options.model, options.query, image=options.image, top=options.top, device=device)
     if options.json:
         print(json.dumps([hit._asdict() for hit in hits], ensure_ascii=False, indent=1))
@@ -133,7 +134,7 @@ def _search(options: argparse.Namespace) -> None:
         print(*(f"{hit.rank:3d}  {hit.score:.4f}  {hit.id}" for hit in hits), sep="\n")
 
 
-def _device(name: str | None) -> str:
+def device_of(name: str | None) -> str:
     """That of the command line, else this process's GPU, else the CPU."""
     import torch
 

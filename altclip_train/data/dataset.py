@@ -122,6 +122,12 @@ class PairDataset(Dataset[Any], Generic[Record]):
             first, end = (starts[shard], starts[shard + 1]) if tried < NEAR else (0, starts[-1])
             yield first + self.draw(ref, f"substitute {tried}", end - first)
 
+    def undecoded(self, position: int) -> tuple[str, Source, dict[str, bytes]]:
+        """Key, source and members of the sample at a position of the plan. Raises OSError when it cannot be read."""
+        ref = self.plan[position]
+        shard, sample = self._place(ref)
+        return self.reader.key(shard, sample), self.sources[ref.source], self.reader.read(shard, sample)
+
     def _place(self, ref: SampleRef) -> tuple[int, int]:
         """The reader's shard that holds a sample, and the sample's number in it."""
         starts = self._sample_starts[ref.source]

@@ -16,6 +16,7 @@ from braceexpand import braceexpand
 
 INDEX_SUFFIX = ".idx"
 BESIDE_SHARDS = (INDEX_SUFFIX, ".safetensors")  # what lies beside shards: indexes and embeddings
+SECRET = "(not shown)"
 REMOTE = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 # Scheme, user and password, place, then a query or fragment, which may be a signature.
 _URL_IN_TEXT = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s/'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
@@ -63,10 +64,18 @@ def without_secrets(text: str, url: str = "") -> str:
     return _URL_IN_TEXT.sub(r"\1\2", text)
 
 
+def is_secret(name: str) -> bool:
+    """Whether a key of a configuration is one whose value nobody may read."""
+    return re.search(r"(^|_)(api_?key|access_key|token|secret|password)$", name.lower()) is not None
+
+
 def shown(value: Any) -> Any:
-    """A value of a configuration, its lists and mappings too, with no password or query in the urls that it holds."""
+    """A value of a configuration, its lists and mappings too, without secrets.
+
+    Urls lose passwords and queries; what is called a key, a token, a secret or a password has no value left.
+    """
     if isinstance(value, dict):
-        return {key: shown(one) for key, one in value.items()}
+        return {key: SECRET if one and is_secret(str(key)) else shown(one) for key, one in value.items()}
     if isinstance(value, list):
         return list(map(shown, value))
     if not isinstance(value, str):

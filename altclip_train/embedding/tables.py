@@ -100,7 +100,6 @@ class Picture(NamedTuple):
 def embed_texts(towers: Towers, files: Sequence[str], table: Table) -> Description:
     """The texts of .txt, .tsv, .jsonl files and shards; the id of each is the text itself."""
     paths = expand_texts(files)
-    inputs = [f"{path.absolute()} {path.stat().st_size}" for path in paths]
 
     def encode(texts: Sequence[str], done: Callable[[int], None]) -> Part:
         features = []
@@ -109,14 +108,13 @@ def embed_texts(towers: Towers, files: Sequence[str], table: Table) -> Descripti
             done(len(features[-1]))
         return Part(list(texts), np.concatenate(features), [])
 
-    return table.fill(towers, TEXTS, inputs, read_texts(paths), encode)
+    return table.fill(towers, TEXTS, text_inputs(files), read_texts(paths), encode)
 
 
 def embed_pictures(towers: Towers, sources: Sequence[str], table: Table) -> Description:
     """Pictures in files, at any depth of folders, and in shards; the id is a path, or ``shard#key``."""
     files, shards = _picture_sources(sources)
     reader = ShardReader(shards, wanted=is_image_field)
-    inputs = [*(str(file.absolute()) for file in files), *map(str, shards), reader.fingerprint]
 
     def encode(pictures: Sequence[Picture], done: Callable[[int], None]) -> Part:
         part = Part([], np.empty((0, towers.width), np.float32), [])
@@ -130,7 +128,33 @@ def embed_pictures(towers: Towers, sources: Sequence[str], table: Table) -> Desc
         return part._replace(features=np.concatenate(features))
 
     total = len(files) + sum(reader.counts)
-    return table.fill(towers, IMAGES, inputs, _pictures(files, reader), encode, total)
+    return table.fill(towers, IMAGES, _inputs(files, reader), _pictures(files, reader), encode, total)
+
+
+def text_inputs(files: Sequence[str]) -> list[str]:
+    """What stands for these texts: other texts have other inputs."""
+    return [f"{path.absolute()} {path.stat().st_size}" for path in expand_texts(files)]
+
+
+def picture_inputs(sources: Sequence[str]) -> list[str]:
+    """What stands for these pictures: names of files, names and contents of shards."""
+    files, shards = _picture_sources(sources)
+    return _inputs(files, ShardReader(shards, wanted=is_image_field))
+
+
+def pictures_of(sources: Sequence[str]) -> Iterator[Picture]:
+    """Every picture by the id that it has among the embeddings."""
+    files, shards = _picture_sources(sources)
+    return _pictures(files, ShardReader(shards, wanted=is_image_field))
+
+
+def local_shards(sources: Sequence[str]) -> list[str]:
+    """Shards among the sources of pictures, which may have captions."""
+    return [str(shard) for shard in _picture_sources(sources)[1] if isinstance(shard, Path)]
+
+
+def _inputs(files: Sequence[Path], reader: ShardReader) -> list[str]:
+    return [*(str(file.absolute()) for file in files), *map(str, reader.shards), reader.fingerprint]
 
 
 def _picture_sources(sources: Sequence[str]) -> tuple[list[Path], list[Shard]]:

@@ -43,7 +43,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_manifest(target)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
-        """As Lightning's, but code in a checkpoint is never run."""
+        """As Lightning's, but code in a checkpoint is never run. Raises ValueError for a sharded one."""
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a sharded checkpoint: resume with strategy=fsdp2")
         if weights_only is False:
             raise ValueError(f"{path}: checkpoints are only read with weights_only=True")
         return super().load_checkpoint(path, map_location, weights_only=True)
@@ -52,11 +54,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """The manifest first, so that nobody trusts what is half removed."""
         manifest_of(Path(path)).unlink(missing_ok=True)
         super().remove_checkpoint(path)
-
-    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        if Path(path).is_dir():
-            raise ValueError(f"{path} is a sharded checkpoint: resume with strategy=fsdp2")
-        return super().load_checkpoint(path, *arguments, **options)
 
 
 def _write(checkpoint: dict[str, Any], file: Path) -> None:

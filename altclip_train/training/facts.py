@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from altclip_train.data.decoders import ENGLISH
 from altclip_train.data.starter import LANGUAGES
 from altclip_train.model_card import RunFacts, Scores
 from altclip_train.training import runs
+from altclip_train.training.metrics_csv import read_metrics
 
 
 def software() -> dict[str, str | None]:
@@ -109,9 +109,7 @@ def _scores(run: Path, config: Mapping[str, Any], step: int | None) -> list[Scor
 
 def _logged(run: Path, step: int | None) -> dict[str, float]:
     """By column of `metrics.csv`, the value at ``step``, or the last one."""
-    file = run / "metrics.csv"
-    if not file.is_file():
-        return {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if step is None or row["step"] == str(step)]
-    return {column: float(value) for row in rows for column, value in row.items() if column and value}
+    found = {name: dict(points) for name, points in read_metrics(run / "metrics.csv").items()}
+    if step is not None:
+        return {name: values[step] for name, values in found.items() if step in values}
+    return {name: values[max(values)] for name, values in found.items()}

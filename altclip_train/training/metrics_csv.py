@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -86,12 +87,26 @@ class MetricsCSV(Logger):
         self.save()
 
     def _read(self) -> dict[int, dict[str, Any]]:
-        """Rows of an earlier part of the run; a last line that a kill cut short is left out."""
-        if not self.path.is_file():
-            return {}
-        whole_lines = self.path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-        rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(whole_lines)]
+        """Rows of an earlier part of the run."""
+        rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(_whole_lines(self.path))]
         return {int(row["step"]): {**row, "step": int(row["step"])} for row in rows}
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) points of each metric, ascending; of a file that may be written to at this moment."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for row in csv.DictReader(_whole_lines(path)):
+        with suppress(ValueError, TypeError):  # of a line that is half rewritten
+            step = int(row["step"])
+            for name, value in row.items():
+                if name != "step" and value:
+                    series.setdefault(name, []).append((step, float(value)))
+    return series
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """None where there is no file; a last line that a kill cut short is left out."""
+    return path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if path.is_file() else []
 
 
 def _line(values: list[Any]) -> bytes:

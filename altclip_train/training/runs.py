@@ -28,13 +28,14 @@ HASHED = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".gz")
 
 
 @lru_cache  # Hydra resolves the run directory more than once; the date must stay the same
-def run_directory(outputs: str, name: str, resume: str | None) -> str:
+def run_directory(outputs: str, name: str, resume: str | None, dry_run: bool = False) -> str:
     """Directory of the run that a command starts or, with ``resume``, continues.
 
     ``resume`` is None, "auto" (the newest unfinished run of this name, else a new one) or a run directory. All
-    processes of a launcher get that of rank 0, whatever their clocks say.
+    processes of a launcher get that of rank 0, whatever their clocks say. A dry run has none: Hydra, which makes the
+    directory, is given one that is there.
     """
-    return from_rank_zero(lambda: _run_directory(outputs, name, resume))
+    return "." if dry_run else from_rank_zero(lambda: _run_directory(outputs, name, resume))
 
 
 def _run_directory(outputs: str, name: str, resume: str | None) -> str:

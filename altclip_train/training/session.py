@@ -34,6 +34,15 @@ def set_matmul_precision(precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
 
 
+def checked_configuration(config: DictConfig) -> dict[str, Any]:
+    """The plain configuration. Raises ValueError naming a key that has no value, or one that nothing takes."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{', '.join(missing)} has no value: pass {'=... '.join(missing)}=...")
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    check_configuration(plain, own_modules=config.own_modules)
+    return plain
+
+
 class TrainingRun(L.Callback):
     """One run directory: what it was made from, where it resumes, what it ends with.
 
@@ -42,10 +51,7 @@ class TrainingRun(L.Callback):
 
     def __init__(self, directory: Path, config: DictConfig, *, stage: str) -> None:
         ignore_expected_warnings()
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise ValueError(f"{', '.join(missing)} has no value: pass {'=... '.join(missing)}=...")
-        plain = OmegaConf.to_container(config, resolve=True)
-        check_configuration(plain, own_modules=config.own_modules)
+        plain = checked_configuration(config)
         set_matmul_precision(config.float32_matmul_precision)
         self.directory = directory
         self._config = cast(dict[str, Any], shown(plain))  # urls may be signed or hold passwords

@@ -1,4 +1,4 @@
-"""The README's commands and code run as they stand there, on tiny data that takes the place of what they name."""
+"""Commands and code of the README and the guides run as they stand there, on tiny data in place of what they name."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.workspace import REPOSITORY, Workspace, environment
+from tests.workspace import REPOSITORY, TINY_TEACHER, Workspace, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each block is several whole commands
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^(<!-- command: \w+ -->\n)?```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+README, GUIDES = ((REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "docs/guides.md"))
+BLOCKS = re.findall(r"^(<!-- command: \w+ -->\n)?```bash\n(.*?)^```$", README + GUIDES, re.DOTALL | re.MULTILINE)
 # The two marked ones install and train, and test: `.ci/run` runs them in a clean clone. A synopsis has choices.
 COMMANDS = [text for marked, text in BLOCKS if not marked and "|" not in text]
-EXAMPLE = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+DROP_IN, STABLE_DIFFUSION = re.findall(r"^```python\n(.*?)^```$", README + GUIDES, re.DOTALL | re.MULTILINE)
 
-# What the README names, and what lies there in this test; a name may only be taken away by a README that lacks it.
+# What the README names, and what lies there in this test; a name may only be taken away by pages that lack it.
 NAMES = {
     "/models/clip-vit-large-patch14": "data/starter_clip",
     "/models/xlm-roberta-large": "student",
+    "/models/AltCLIP": "student",
+    "/data/en-ja/*.tar": "a/*.tar",
+    "/data/en-zh/*.tar": "b/*.tar",
+    "/data/products/*.tar": "shards/*.tar",
     "/data/parallel/{000000..000999}.tar": "a/*.tar",
     "/data/wudaomm/*.tar": "shards/*.tar",
     "/data/laion/*.tar": "shards/*.tar",
@@ -85,8 +89,7 @@ def run(text: str, place: Path, workspace: Workspace) -> str:
 
 
 def test_every_block_is_known_and_every_name_is_used() -> None:
-    assert len(COMMANDS) >= 7
-    assert len(EXAMPLE) == 1
+    assert len(COMMANDS) >= 10
     text = "".join(COMMANDS)
     assert [name for name in NAMES if name not in text] == []
 
@@ -99,8 +102,15 @@ def test_commands_run(text: str, place: Path, workspace: Workspace) -> None:
 def test_drop_in_example_runs(place: Path) -> None:
     names = {"directory": place / "student", "image": Image.open(place / "photos" / "1.png")}
     with torch.no_grad():
-        exec(EXAMPLE[0], names)
+        exec(DROP_IN, names)
     probabilities = names["probs"]
     assert isinstance(probabilities, torch.Tensor)
     torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
     assert probabilities.shape == (1, 2)
+
+
+def test_states_for_stable_diffusion_are_those_of_every_token(place: Path) -> None:
+    names = {"directory": place / "student"}
+    with torch.no_grad():
+        exec(STABLE_DIFFUSION, names)
+    assert names["states"].shape == (1, 77, TINY_TEACHER["hidden_size"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from altclip_train.data.urls import RemoteUrl, shown
+from altclip_train.data.urls import SECRET, RemoteUrl, shown
+from altclip_train.report.record import command
 from tests.servers import serve
 from tests.workspace import Workspace
 
@@ -34,6 +36,7 @@ def test_a_run_on_signed_urls_keeps_no_secret_and_resumes_with_other_signatures(
             url = f"http://user:{CANARY}@{host}/0.tar?X-Amz-Signature={CANARY}{signature}&a=it's"
             sources = f'data.parallel_texts=[{{urls: "{url}", languages: [en, zh]}}]'
             command = ["stage=teacher", "data.val_texts=[]", "data.max_bad_fraction=0.5", f"data.mode={mode}"]
+            command.append("callbacks.report.every_n_seconds=0")
             return [*command, sources, f"data.cache_dir={outputs / 'cache'}", f"outputs={outputs}"]
 
         run = workspace.train(*signed("1"), "trainer.max_steps=4")
@@ -44,6 +47,7 @@ def test_a_run_on_signed_urls_keeps_no_secret_and_resumes_with_other_signatures(
     assert kept(outputs) == []
     if mode == "indexed":  # a stream need not have met the damaged sample yet
         assert (run.directory / "bad_samples.jsonl").read_text().count(f"http://{host}/0.tar") == 1
+    assert f"http://{host}/0.tar" in (run.directory / "report.html").read_text()
     config = yaml.safe_load((run.directory / "config.yaml").read_text())
     assert config["data"]["parallel_texts"][0]["urls"] == f"http://{host}/0.tar"
     output = capsys.readouterr()
@@ -65,6 +69,7 @@ def test_an_error_about_a_signed_url_shows_no_secret(workspace: Workspace):
         ("pipe:curl -s 'https://h/a.tar?sig=x' | cat", "pipe:curl -s 'https://h/a.tar' | cat"),
         ("is it so?", "is it so?"),
         ([None, True, 3], [None, True, 3]),
+        ({"api_key": "CANARY", "tokenizer": "a"}, {"api_key": SECRET, "tokenizer": "a"}),
     ],
 )
 def test_values_are_shown_without_passwords_and_queries(value: object, expected: object):
@@ -73,3 +78,17 @@ def test_values_are_shown_without_passwords_and_queries(value: object, expected:
 
 def test_a_query_with_quotes_and_spaces_is_not_shown():
     assert str(RemoteUrl('https://u:p@h/0.tar?sig=it\'s a "secret"#x')) == "https://h/0.tar"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.cache_dir='s3://u:CANARY@b/c?sig=CANARY'", "data.cache_dir='s3://b/c'"),
+        ("data.x=[{urls: 'https://h/0.tar?a=it\\'s CANARY'}]", f"data.x={SECRET}"),
+        ("+logger.wandb.settings.api_key=CANARY", f"+logger.wandb.settings.api_key={SECRET}"),
+        ("+logger.wandb.settings={api_key: CANARY, mode: x}", f"+logger.wandb.settings={{api_key: {SECRET}, mode: x}}"),
+        ("~callbacks.report", "~callbacks.report"),
+    ],
+)
+def test_the_command_of_a_report_holds_no_secret(override: str, expected: str):
+    assert shlex.split(command(["stage=teacher", override])) == ["python", "train.py", "stage=teacher", expected]

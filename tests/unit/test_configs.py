@@ -43,11 +43,12 @@ def checked(config: DictConfig) -> dict:
 
 # What an experiment leaves to the command line.
 OPEN = {
+    "altclip_m9": ["clip=/clip", "student=/altclip", "data.parallel_texts=[{urls: a.tar}]"],
     "altclip_teacher": ["clip=/clip", "student=/xlmr", "data.parallel_texts=[{urls: a.tar}]"],
     "altclip_contrastive": ["start=/model", "data.image_texts=[{urls: a.tar}]"],
     "starter_clip": ["stage=contrastive"],
 }
-STAGES = {"altclip_teacher": "TeacherLearning"}
+STAGES = {"altclip_teacher": "TeacherLearning", "altclip_m9": "TeacherLearning"}
 
 
 @pytest.mark.parametrize("logger", names("logger"))

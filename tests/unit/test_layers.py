@@ -33,10 +33,12 @@ LAYERS = {
     "model_card": 6,
     "training": 7,
     "evaluate": 8,
+    "report": 8,
     "export": 8,
     "trimming": 9,
     "embedding": 9,
-    "cli": 10,
+    "demo": 10,
+    "cli": 11,
 }
 # The one place that may import them: models of other libraries are evaluated, when someone asks for that.
 OTHER_MODELS = "evaluation/other_models.py"
@@ -109,6 +111,7 @@ HEAVY = {"lightning", "hydra", "transformers", "wandb", "webdataset"}
     [
         ("import altclip_train; altclip_train.AltCLIPModel", HEAVY),
         ("import altclip_train.data.dataset", HEAVY - {"webdataset"}),  # loader processes
+        ("from altclip_train.cli import main", HEAVY | {"torch", "PIL", "rich"}),  # --help answers at once
         ("import train", HEAVY - {"hydra"} | {"torch"}),  # loader processes import it too; --cfg answers at once
     ],
 )

@@ -65,6 +65,14 @@ def test_text_is_never_taken_for_markup() -> None:
     assert 'width="26" height="16"' in image  # twenty by ten pixels and the frame
 
 
+def test_a_loss_that_is_not_finite_leaves_the_other_points() -> None:
+    drawn = html.curves({"loss": [(0, 2.0), (1, 1.0), (2, float("nan")), (3, float("inf"))]}, x="step")
+    (points,) = re.findall(r'<polyline points="([^"]*)"', drawn)
+    assert len(points.split()) == 2
+    assert "nan" not in drawn
+    assert html.curves({"loss": [(0, float("nan"))]}, x="step") == ""
+
+
 def make_result(**changes: Any) -> BenchmarkResult:
     fields: dict[str, Any] = {
         "benchmark": "coco_cn",

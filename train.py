@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,18 +32,18 @@ def train(config: DictConfig, directory: Path) -> L.Trainer:
 
     from altclip_train.training.session import TrainingRun
 
-    run = TrainingRun(directory, config, stage=HydraConfig.get().runtime.choices["stage"])
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    data = instantiate(config.data, _convert_="all")
-    data.prepare_data()  # before the stage: its weights may be made from the same data
-    stage = instantiate(config.stage, _convert_="all")
-    trainer = instantiate(
-        config.trainer,
-        logger=list(instantiate(config.logger).values()),
-        callbacks=[run, *instantiate(config.callbacks, _convert_="all").values()],
-    )
-    trainer.fit(stage, data, ckpt_path=run.checkpoint, weights_only=True)
-    return trainer
+    with closing(TrainingRun(directory, config, stage=HydraConfig.get().runtime.choices["stage"])) as run:
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        data = instantiate(config.data, _convert_="all")
+        data.prepare_data()  # before the stage: its weights may be made from the same data
+        stage = instantiate(config.stage, _convert_="all")
+        trainer = instantiate(
+            config.trainer,
+            logger=list(instantiate(config.logger).values()),
+            callbacks=[run, *instantiate(config.callbacks, _convert_="all").values()],
+        )
+        trainer.fit(stage, data, ckpt_path=run.checkpoint, weights_only=True)
+        return trainer
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")

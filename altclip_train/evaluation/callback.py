@@ -95,7 +95,7 @@ class BenchmarkCallback(L.Callback):
             return []
         encoder.image_cache = self._image_features if module.image_tower_locked else None
         shared = AcrossRanks(encoder)
-        with whole_weights(encoder.model):
+        with whole_weights(cast(L.LightningModule, module)):
             return [result for benchmark in self.benchmarks for result in benchmark.evaluate(shared)]
 
 

@@ -97,8 +97,7 @@ class TeacherLearning(L.LightningModule):
         # Both the drawn language and English learn the teacher's vector of the entry's English, 1:1.
         loss = distillation_loss(student, target.repeat(2, 1))
         self.log("train/loss", loss)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train/spread", spread(student) / spread(target))
+        self.log("train/spread", spread(student) / spread(target))
         return loss
 
     def teach(self, batch: TextPairBatch) -> Tensor:

@@ -64,7 +64,7 @@ class TrainingRun(L.Callback):
         try:
             self._begin(config, stage)
         except BaseException:
-            self._unlock()
+            self.close()
             raise
 
     def _begin(self, config: DictConfig, stage: str) -> None:
@@ -137,13 +137,8 @@ class TrainingRun(L.Callback):
         if trainer.is_global_zero and runs.is_finished(self.directory):
             self._write_card(trainer, pl_module)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        self._unlock()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        self._unlock()
-
-    def _unlock(self) -> None:
+    def close(self) -> None:
+        """Let another process train in the directory."""
         if self._lock is not None:
             self._lock.release()
 

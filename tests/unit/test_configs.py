@@ -96,7 +96,7 @@ def test_every_benchmark_in_training_and_in_the_evaluation(name: str, benchmark:
 
 def test_no_file_is_left_out():
     """Groups of one file are part of every composition; the other groups are gone through above."""
-    gone_through = {"callbacks", "eval", "experiment", "logger", "model", "stage"}
+    gone_through = {"callbacks", "eval", "experiment", "logger", "model", "stage", "strategy"}
     for group in (path.name for path in CONFIGS.iterdir() if path.is_dir()):
         per_stage = set(names(group)) - {"default"} == set(names("stage"))
         assert group in gone_through or len(names(group)) == 1 or per_stage, group

@@ -11,22 +11,34 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# What a _target_ may name, by module or by whole name: what a training is built of, and nothing that runs commands,
+# reads pickles or fetches code.
+TARGETS = (
+    "altclip_train",
+    "torch.optim",
+    "lightning.Trainer",
+    *(f"lightning.pytorch.{part}" for part in ("callbacks", "loggers", "plugins", "profilers", "strategies")),
+    "wandb.Settings",
+)
 _RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
-def check_configuration(node: Any, path: str = "") -> None:
-    """Walk a plain configuration; raise ValueError naming the first key or value that no constructor takes."""
+def check_configuration(node: Any, path: str = "", *, own_modules: Sequence[str] = ()) -> None:
+    """Walk a plain configuration; raise ValueError naming the first key or value that no constructor takes.
+
+    A ``_target_`` may name what ``TARGETS`` lists, and what ``own_modules`` define.
+    """
     if isinstance(node, Mapping):
         if "_target_" in node:
-            _check_call(node, path)
+            _check_call(node, path, own_modules)
         for key, value in node.items():
-            check_configuration(value, f"{path}.{key}" if path else str(key))
+            check_configuration(value, f"{path}.{key}" if path else str(key), own_modules=own_modules)
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            check_configuration(value, f"{path}[{index}]")
+            check_configuration(value, f"{path}[{index}]", own_modules=own_modules)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -51,13 +63,20 @@ def unknown_key_hint(key: str, configuration: Mapping[str, Any]) -> str:
     return f"{key} exists"
 
 
-def _check_call(node: Mapping[str, Any], path: str) -> None:
+def _check_call(node: Mapping[str, Any], path: str, own_modules: Sequence[str]) -> None:
     target = str(node["_target_"])
+    if not _below(target, (*TARGETS, *own_modules)):
+        raise ValueError(
+            f"{path}._target_={target} is none of {', '.join(TARGETS)}; list modules of your own in own_modules"
+        )
     module, _, name = target.rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}._target_={target} cannot be imported: {error}") from error
+    defined_in = str(getattr(function, "__module__", None))
+    if not callable(function) or not _below(defined_in, ("altclip_train", "torch", "lightning", "wandb", *own_modules)):
+        raise ValueError(f"{path}._target_={target} is not defined there, but comes from {defined_in}")
     call = function.__init__ if inspect.isclass(function) else function
     parameters = inspect.signature(call).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -76,6 +95,10 @@ def _check_call(node: Mapping[str, Any], path: str) -> None:
             raise ValueError(
                 f"{path}.{key}={value!r}: {target} expects {_spell(hints[key])}, not {type(value).__name__}"
             )
+
+
+def _below(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _fits(value: Any, hint: Any) -> bool:

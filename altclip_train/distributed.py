@@ -158,3 +158,27 @@ def global_mean(local_sum: Tensor, local_count: int, group: Group = None) -> Ten
     average which DDP and FSDP take over ranks is the exact gradient of the global mean.
     """
     return _GlobalMean.apply(local_sum, local_count, group)
+
+
+class Agreement:
+    """The highest of the numbers that the ranks bring, known one step later to all of them; on one rank at once.
+
+    Nobody waits: the numbers travel between hosts while the next step is computed, and never touch a device. Made by
+    every rank at the same point of a run, and asked by every rank in every step.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._number = torch.zeros(1, dtype=torch.int64)
+        self._exchange: dist.Work | None = None
+
+    def highest(self, number: int) -> int:
+        """Bring ``number``; the highest of those that were brought the last time, 0 at the first."""
+        if self._group is None:
+            return number
+        if self._exchange is not None:
+            self._exchange.wait()
+        earlier = int(self._number)
+        self._number = torch.tensor([number])
+        self._exchange = dist.all_reduce(self._number, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return earlier

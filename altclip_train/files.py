@@ -37,3 +37,14 @@ def written_whole(file: Path) -> Iterator[Path]:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def publish_first(partial: Path, file: Path) -> bool:
+    """Give a whole file its name, unless another process was faster; whether this one was first."""
+    try:
+        os.link(partial, file)  # a rename would take the file of a faster process away
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        os.replace(partial, file)
+    return True

@@ -14,8 +14,8 @@ Makes shards of synthetic 640 x 480 JPEGs and of parallel texts once, below --di
     *_texts         parallel texts, tokenized for student and teacher; *_strings without tokenizers
 
 Every measurement is a process of its own that computes on one thread without loader processes. Rates are per second of
-that process's CPU time, so that they are per core whatever else the machine does. The table shows the best of
---rounds, since noise only ever slows down. Then: seconds to the first batch, and what draft does to the pixels.
+that process's CPU time, so that they are per core whatever else the machine does; a ratio is that of one round.
+Then: seconds to the first batch, and what draft does to the pixels.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ import argparse
 import io
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sides
 import torch
 from loader_peer import BATCH, MAX_LENGTH, SIDE, rate, resized, usual_transform
 from PIL import Image
@@ -50,8 +51,7 @@ from altclip_train.processing import CLIPTokenizer, ImageTransform, XLMRTokenize
 from altclip_train.processing.training import train_clip_bpe, train_sentencepiece
 from altclip_train.types import PackedTokens
 
-PICTURES, PICTURES_PER_SHARD = 2000, 500
-TEXTS, TEXTS_PER_SHARD = 40_000, 10_000
+PICTURES_PER_SHARD, TEXTS_PER_SHARD = 500, 10_000
 MEASURED = {
     "pictures": ["raw", "raw_draft", "ours", "ours_draft", "peer", "peer_usual"],
     "texts": ["ours_texts", "peer_texts", "ours_strings", "peer_strings"],
@@ -68,26 +68,33 @@ AIMS = {
     "ours_draft / open_clip": 2.2,
     "ours_texts / open_clip_texts": 8.0,
 }
+FIRST_BATCH = {
+    "pictures, no index yet": ("ours", "0", "new"),
+    "pictures": ("ours", "0", "indexed"),
+    "pictures, one loader process": ("ours", "1", "indexed"),
+    "texts": ("ours_texts", "0", "indexed"),
+    "texts, one loader process": ("ours_texts", "1", "indexed"),
+}
 
 
 # Data
 
 
-def make_data(root: Path) -> None:
+def make_data(root: Path, pictures: int, number_of_texts: int) -> None:
     """Shards and tokenizers, made once."""
     if (root / "complete").exists():
         return
     root.mkdir(parents=True, exist_ok=True)
     words = [_word(random.Random(n), "etaoinshrdlucmfwypvbgkjqxz", 2, 9) for n in range(4000)]
     signs = [chr(0x4E00 + n) for n in range(2500)]
-    texts = [_entry(random.Random(n), words, signs) for n in range(TEXTS)]
-    for start in range(0, TEXTS, TEXTS_PER_SHARD):
-        entries = ((n, {"json": json.dumps(texts[n]).encode()}) for n in range(start, start + TEXTS_PER_SHARD))
+    texts = [_entry(random.Random(n), words, signs) for n in range(number_of_texts)]
+    for start in range(0, len(texts), TEXTS_PER_SHARD):
+        numbers = range(start, min(start + TEXTS_PER_SHARD, len(texts)))
+        entries = ((n, {"json": json.dumps(texts[n]).encode()}) for n in numbers)
         _write_shard(root / f"texts-{start // TEXTS_PER_SHARD:04d}.tar", entries)
-    for start in range(0, PICTURES, PICTURES_PER_SHARD):
-        samples = (
-            (n, {"jpg": _jpeg(n), "txt": texts[n]["en"].encode()}) for n in range(start, start + PICTURES_PER_SHARD)
-        )
+    for start in range(0, pictures, PICTURES_PER_SHARD):
+        numbers = range(start, min(start + PICTURES_PER_SHARD, pictures))
+        samples = ((n, {"jpg": _jpeg(n), "txt": texts[n % len(texts)]["en"].encode()}) for n in numbers)
         _write_shard(root / f"pictures-{start // PICTURES_PER_SHARD:04d}.tar", samples)
     train_clip_bpe([text["en"] for text in texts[:4000]], 4000).save_pretrained(root / "clip")
     some = [text[language] for text in texts[:4000] for language in ("en", "zh")]
@@ -252,16 +259,16 @@ def measure_draft(root: Path) -> dict[str, float]:
     return {"mean": levels.mean().item(), "p99": levels.flatten()[::37].quantile(0.99).item()}
 
 
-def in_new_process(arguments: argparse.Namespace, *measurement: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--directory", str(arguments.directory), "--measure", *measurement]
+def in_new_process(arguments: argparse.Namespace, *options: str, what: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--directory", str(arguments.directory), "--measure", what, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_peers_environment(arguments: argparse.Namespace, kind: str) -> dict[str, float]:
+def in_peers_environment(arguments: argparse.Namespace, kind: str, seconds: str) -> dict[str, float]:
     script = Path(__file__).with_name("loader_peer.py")
-    command = [arguments.peers, str(script), str(arguments.directory), kind, str(arguments.seconds)]
+    command = [arguments.peers, str(script), str(arguments.directory), kind, seconds]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -281,67 +288,46 @@ def measure(root: Path, what: str, *options: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks/loader"))
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--texts", type=int, default=40_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of CPU time, per measurement")
     parser.add_argument("--peers", metavar="PYTHON", help="the interpreter of the peers' environment")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.directory, *arguments.measure)))
         return
-    make_data(arguments.directory)
+    make_data(arguments.directory, arguments.pictures, arguments.texts)
     kinds = [*MEASURED["pictures"], *MEASURED["texts"], *(OPEN_CLIP if arguments.peers else [])]
-    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):
         for kind in kinds:
-            if kind in OPEN_CLIP:
-                runs[kind].append(in_peers_environment(arguments, kind))
-            else:
-                runs[kind].append(in_new_process(arguments, "rate", kind, str(arguments.seconds)))
-    rates = best(runs, "per_cpu_second")
-    measured = {
-        "pictures, first index": ("ours", "0", "new"),
-        "pictures": ("ours", "0", "indexed"),
-        "pictures, one loader process": ("ours", "1", "indexed"),
-        "texts": ("ours_texts", "0", "indexed"),
-        "texts, one loader process": ("ours_texts", "1", "indexed"),
-    }
-    first_batch = {name: in_new_process(arguments, "first_batch", *how)["seconds"] for name, how in measured.items()}
-    result = {
-        "machine": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
-        "versions": {name: version(name) for name in ("torch", "pillow", "webdataset", "numpy")},
-        "samples_per_cpu_second": rates,
-        "ratios": ratios_of(rates),
-        "ratios_of_wall_time": ratios_of(best(runs, "per_second")),
-        "aims": AIMS,
-        "seconds_to_the_first_batch": first_batch,
-        "draft_differs_by_grey_levels": in_new_process(arguments, "draft"),
-        "runs": runs,
-    }
-    (arguments.directory / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    print_table(result)
+            peers = kind in OPEN_CLIP
+            measured = in_peers_environment if peers else partial(in_new_process, what="rate")
+            rates[kind].append(measured(arguments, kind, str(arguments.seconds))["per_cpu_second"])
+    rows = [sides.row(f"{kind}, a core", values, "samples/s") for kind, values in rates.items()]
+    rows += ratios_of(rates)
+    for name, how in FIRST_BATCH.items():
+        seconds = [in_new_process(arguments, *how, what="first_batch")["seconds"] for _ in range(arguments.rounds)]
+        rows.append(sides.row(f"first batch, {name}", seconds, "s", 2.0, at_most=True))
+    draft = in_new_process(arguments, what="draft")
+    rows.append(sides.row("pixels by draft, mean difference of 255 levels", [draft["mean"]], "levels"))
+    rows.append(sides.row("pixels by draft, 99 % differ by at most", [draft["p99"]], "levels"))
+    facts = {name: version(name) for name in ("pillow", "webdataset", "numpy")}
+    options = argparse.Namespace(device="cpu", threads=1, json=arguments.json)
+    sides.report(options, "Loader", rows, pictures="JPEG 640 x 480", batch=BATCH, **facts)
 
 
-def best(runs: dict[str, list[dict[str, float]]], figure: str) -> dict[str, float]:
-    return {kind: max(run[figure] for run in rounds) for kind, rounds in runs.items()}
-
-
-def ratios_of(rates: dict[str, float]) -> dict[str, float]:
+def ratios_of(rates: dict[str, list[float]]) -> list[dict[str, Any]]:
     """The ratios that there are aims for, of what was measured."""
-    pairs = {name: name.split(" / ") for name in AIMS}
-    return {name: rates[own] / rates[peer] for name, (own, peer) in pairs.items() if peer in rates}
-
-
-def print_table(result: dict[str, Any]) -> None:
-    for kind, samples in result["samples_per_cpu_second"].items():
-        print(f"{kind:16} {samples:10.0f} per core and second")
-    for name, ratio in result["ratios"].items():
-        wall = result["ratios_of_wall_time"][name]
-        print(f"{name:28} {ratio:6.2f}   aim {AIMS[name]}   (by wall time {wall:.2f})")
-    for name, seconds in result["seconds_to_the_first_batch"].items():
-        print(f"first batch, {name:32} {seconds:5.2f} s   aim 2 s")
-    draft = result["draft_differs_by_grey_levels"]
-    print(f"draft changes pixels by {draft['mean']:.2f} of 255 on average, 99 % of them by at most {draft['p99']:.1f}")
+    rows = []
+    for name, aim in AIMS.items():
+        own, peer = name.split(" / ")
+        if peer in rates:
+            rows.append(sides.row(name, [a / b for a, b in zip(rates[own], rates[peer], strict=True)], aim=aim))
+    return rows
 
 
 if __name__ == "__main__":

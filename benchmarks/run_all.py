@@ -27,6 +27,7 @@ RUNS = {
     "evaluation": "evaluation.py --rounds 3",
     "switches_base": "switches.py --size base --steps 1 --rounds 3 --only dense locked checkpointing",
     "tokenization": "tokenization.py",
+    "loader": "loader.py",
 }
 
 
@@ -43,7 +44,9 @@ def main() -> None:
         script, *arguments = RUNS[name].split()
         command = [sys.executable, str(HERE / script), *arguments, "--json", str(HERE / "results" / f"{name}.json")]
         if script != "tokenization.py":
-            command += ["--peers", options.peers, "--device", options.device]
+            command += ["--peers", options.peers]
+        if script not in ("tokenization.py", "loader.py"):
+            command += ["--device", options.device]
         subprocess.run(command, check=True)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
     subprocess.run([sys.executable, str(HERE / "tables.py")], check=True)

@@ -140,6 +140,7 @@ class Workspace:
             "starter": self.starter,
             "outputs": self.root / "outputs",
             "eval": "[]",
+            "own_modules": "[tests]",
             "data.global_batch_size": BATCH,
             "data.num_workers": 0,
             "trainer.accelerator": "cpu",

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from altclip_train import distributed
@@ -96,7 +97,8 @@ class TextPairData(TrainingData):
         batch = max(1, self.global_batch_size // distributed.world_size())
         own = range(distributed.rank(), self.val_set.plan.epoch_samples, distributed.world_size())
         batches = [list(own[i : i + batch]) for i in range(0, len(own), batch)]
-        return DataLoader(self.val_set, batch_sampler=batches, collate_fn=already_a_batch)
+        own_seed = torch.Generator()  # a validation leaves the random numbers of the training as they are
+        return DataLoader(self.val_set, batch_sampler=batches, collate_fn=already_a_batch, generator=own_seed)
 
     def check_text_towers(self, *, student: Any, teacher: Any) -> None:
         """Raise ValueError when a tokenizer or data.max_length does not fit its tower."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from altclip_train.data.sampler import PlannedBatchSampler, already_a_batch
@@ -23,7 +25,9 @@ class TrainLoader(DataLoader):
     ):
         self._seek, self._position = seek, position
         self.seconds_waited = 0.0  # for batches, in total
-        super().__init__(dataset, collate_fn=already_a_batch, **options)
+        # A generator of its own: a pass draws a seed, and a resumed run begins a pass where an unbroken one does not.
+        own: dict[str, Any] = {"generator": torch.Generator(), "worker_init_fn": ignore_signals}
+        super().__init__(dataset, collate_fn=already_a_batch, **own, **options)
 
     def __iter__(self) -> Iterator[Any]:
         # A generator, so that this runs when the first batch is asked for: Lightning asks for the iterator
@@ -50,3 +54,9 @@ class PlannedLoader(TrainLoader):
 
     def __init__(self, dataset: Dataset[Any], *, sampler: PlannedBatchSampler, **options: Any):
         super().__init__(dataset, seek=sampler.seek, batch_sampler=sampler, **options)
+
+
+def ignore_signals(worker: int) -> None:  # noqa: ARG001
+    """Terminals and schedulers send signals to all processes; the training decides when its loaders end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

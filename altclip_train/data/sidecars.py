@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from altclip_train.files import publish_first
 from altclip_train.models.fingerprint import differences
 
 FORMAT = "1"
@@ -57,7 +58,7 @@ class Sidecar:
                 file.flush()
                 _reserve(file.fileno(), len(header) + size)
                 os.fsync(file.fileno())
-            _publish(temporary, path)
+            publish_first(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         return cls.open(path, fingerprint=fingerprint, shard_digest=shard_digest, writable=True)
@@ -169,13 +170,3 @@ def _reserve(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.ftruncate(descriptor, size)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Give a whole file its name, unless another process was faster."""
-    try:
-        os.link(temporary, path)  # a rename would take the file of a faster process from under what it writes
-    except FileExistsError:
-        return
-    except OSError:  # a file system without links
-        os.replace(temporary, path)

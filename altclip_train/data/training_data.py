@@ -55,6 +55,7 @@ class TrainingData(L.LightningDataModule):
     embeddings_dir: str | None = None
     embeddings_dtype: str = "float16"
     train_set: PairDataset[Any] | StreamedPairs[Any] = field(init=False)
+    accept_other_data: bool = field(init=False, default=False)  # of a checkpoint that was made on other data
     _restored: int = field(init=False, default=0)  # position of the checkpoint that the run goes on from
 
     def __post_init__(self) -> None:
@@ -118,11 +119,11 @@ class TrainingData(L.LightningDataModule):
                     f"the checkpoint was made with data.{key}={state_dict[key]}, this run has {getattr(self, key)}: "
                     "steps and epochs would count other samples. Resume with the old value, or start a new run"
                 )
-        if state_dict["fingerprint"] != self.train_set.fingerprint:
+        if state_dict["fingerprint"] != self.train_set.fingerprint and not self.accept_other_data:
             raise ValueError(
                 "the checkpoint was made on other data: the contents of its shards, their order, the weights of "
                 "the sources, data.mode or data.seed differ from this run's. Resume with the data of the first start, "
-                "or start a new run"
+                "start a new run, or pass resume_force=true to go on at the same place of another order"
             )
         self._restored = state_dict["position"]
 

@@ -156,6 +156,12 @@ def _average_precision(logits: Tensor, targets: Tensor, weights: Tensor) -> Tens
     return (right * precision.nan_to_num()).sum(-1) / right.sum(-1)
 
 
+def multi_label_chance(targets: Tensor) -> dict[str, float]:
+    """About what random scores reach: the share of pictures that show a class, over the classes that occur."""
+    shares = targets.double().mean(0)
+    return {"mAP": shares[shares > 0].mean().item()}
+
+
 def zero_shot_chance(num_classes: int) -> dict[str, float]:
     """Expected :func:`zero_shot_metrics` of random scores."""
     return {

@@ -17,14 +17,20 @@ from altclip_train.evaluation.readers.image_folders import LabelledPictures, rea
 from altclip_train.evaluation.readers.pictures import Pictures, texts_sha256
 from altclip_train.evaluation.readers.prompts import PromptFiles, Prompts
 from altclip_train.evaluation.results import BenchmarkResult
-from altclip_train.evaluation.zero_shot import build_classifier, zero_shot_chance, zero_shot_outcome
+from altclip_train.evaluation.zero_shot import (
+    build_classifier,
+    multi_label_chance,
+    multi_label_outcome,
+    zero_shot_chance,
+    zero_shot_outcome,
+)
 
 if TYPE_CHECKING:
     from altclip_train.evaluation.encoder import FeatureEncoder
 
 
 class ZeroShotBenchmark(Benchmark):
-    """Pictures are given the class whose prompts fit best.
+    """Pictures are given the class whose prompts fit best; those that show several classes rank all of them (mAP).
 
     Args:
         prompts: files, folders or wheels with the class names and templates of a known benchmark; the cache folder
@@ -57,12 +63,18 @@ class ZeroShotBenchmark(Benchmark):
         places = [] if prompts is None else [prompts] if isinstance(prompts, str | Path) else prompts
         self.prompt_places = list(places)
         self.prompts: dict[str, Prompts] = {}
-        self.labels: dict[str, torch.Tensor] = {}  # (N,), -1 for pictures of none of the language's classes
+        # (N,), -1 for pictures of none of the language's classes; or (N, C) bool
+        self.labels: dict[str, torch.Tensor] = {}
         self._more_differences: dict[str, list[str]] = {}
         self._sha256: dict[str, str] = {}
 
     def counts(self, language: str) -> dict[str, int]:
-        return {"images": int((self.labels[language] >= 0).sum()), "classes": len(self.prompts[language].class_names)}
+        return {"images": len(self._known(language)), "classes": len(self.prompts[language].class_names)}
+
+    def _known(self, language: str) -> torch.Tensor:
+        """Indices of the pictures that show a class of the language; with labels for each class, of all."""
+        labels = self.labels[language]
+        return torch.arange(len(labels)) if labels.ndim == 2 else (labels >= 0).nonzero().flatten()
 
     def more_differences(self, language: str) -> list[str]:
         return self._more_differences[language]
@@ -108,7 +120,8 @@ class ZeroShotBenchmark(Benchmark):
         if len(set(counts.values())) > 1:
             raise ValueError(f"{root}: the languages differ in their number of class names: {counts}")
         pictures = ShardPictures(root, self.split, benchmark=self.name)
-        labels = torch.tensor(pictures.labels(max(counts.values())))
+        read_labels = pictures.targets if pictures.multi_label else pictures.labels
+        labels = torch.as_tensor(read_labels(max(counts.values())))
         for language, found in prompts.items():
             self._keep(language, found, labels, pictures)
             self._more_differences[language] = []
@@ -126,17 +139,19 @@ class ZeroShotBenchmark(Benchmark):
         notes = [f"mean of normalised prompt features over {len(templates)} templates"]
         if repeated := len(class_names) - len(set(class_names)):
             notes.append(f"{repeated} class names are repeated, their classes cannot be told apart")
-        known = (labels >= 0).nonzero().flatten()
+        known = self._known(language)
         pictures = self.picture_names()
+        several = labels.ndim == 2
+        outcome = multi_label_outcome if several else zero_shot_outcome
         return BenchmarkResult.of(
-            zero_shot_outcome(image_features[known], classifier, labels[known]),
+            outcome(image_features[known], classifier, labels[known]),
             benchmark=self.name,
             language=language,
             protocol=self.result_protocol(language),
             description=self.description(language, *notes),
             counts=self.counts(language),
             data_sha256=self._sha256[language],
-            chance=zero_shot_chance(len(class_names)),
+            chance=multi_label_chance(labels) if several else zero_shot_chance(len(class_names)),
             pictures=[pictures[index] for index in known.tolist()],
             texts=class_names,
         )

@@ -97,6 +97,8 @@ class TeacherLearning(L.LightningModule):
         # Both the drawn language and English learn the teacher's vector of the entry's English, 1:1.
         loss = distillation_loss(student, target.repeat(2, 1))
         self.log("train/loss", loss)
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/spread", spread(student) / spread(target))
         return loss
 
     def teach(self, batch: TextPairBatch) -> Tensor:
@@ -198,3 +200,8 @@ class TeacherLearning(L.LightningModule):
         model.tokenizer_sha256 = processor.tokenizer.fingerprint
         model.save_pretrained(directory)
         processor.save_pretrained(directory)
+
+
+def spread(vectors: Tensor) -> Tensor:
+    """How much vectors (N, W) differ: standard deviation over N, mean over W."""
+    return vectors.detach().float().std(dim=0, correction=0).mean()

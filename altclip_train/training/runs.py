@@ -18,6 +18,7 @@ from typing import Any
 
 from altclip_train.hub import local_directory
 from altclip_train.training.launch import from_rank_zero
+from altclip_train.training.manifest import checkpoints, problem
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -51,9 +52,9 @@ def _run_directory(outputs: str, name: str, resume: str | None) -> str:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the highest step. Names sort by step; incomplete files carry another suffix."""
-    checkpoints = sorted((run / CHECKPOINTS).glob("*.ckpt"))
-    return checkpoints[-1] if checkpoints else None
+    """The checkpoint with the highest step that was written to its end; whether its contents are whole comes later."""
+    complete = (path for path in reversed(checkpoints(run / CHECKPOINTS)) if problem(path, hashes=False) is None)
+    return next(complete, None)
 
 
 def is_finished(run: Path) -> bool:

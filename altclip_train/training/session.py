@@ -6,20 +6,25 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from altclip_train.configuration import check_configuration
 from altclip_train.data.sampler import own_places
 from altclip_train.data.urls import shown
+from altclip_train.files import written_whole
 from altclip_train.model_card import directory_usage, write_card
 from altclip_train.models import AltCLIPModel, CLIPModel
 from altclip_train.sharding import whole_weights
 from altclip_train.training import runs
-from altclip_train.training.facts import read_run, software
+from altclip_train.training.changes import check_unchanged
+from altclip_train.training.facts import read_config, read_run, software
+from altclip_train.training.lock import RunLock
+from altclip_train.training.manifest import newest_whole
 
 
 def set_matmul_precision(precision: str) -> None:
@@ -40,36 +45,62 @@ class TrainingRun(L.Callback):
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise ValueError(f"{', '.join(missing)} has no value: pass {'=... '.join(missing)}=...")
         plain = OmegaConf.to_container(config, resolve=True)
-        check_configuration(plain)
+        check_configuration(plain, own_modules=config.own_modules)
         set_matmul_precision(config.float32_matmul_precision)
         self.directory = directory
-        self.checkpoint = runs.newest_checkpoint(directory) if config.resume is not None else None
+        self._config = cast(dict[str, Any], shown(plain))  # urls may be signed or hold passwords
+        self._resume_force: bool = config.resume_force
+        self._ended = False
+        self._lock: RunLock | None = None
+        if _rank() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = RunLock(directory)
+        try:
+            self._begin(config, stage)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _begin(self, config: DictConfig, stage: str) -> None:
+        """Choose the checkpoint to go on from, refuse what does not fit it, and write what the run is made from."""
+        resumes = config.resume is not None and runs.newest_checkpoint(self.directory) is not None
+        self.checkpoint = newest_whole_checkpoint(self.directory) if resumes else None
         description = runs.Description(
             stage=stage, clip=config.clip, student=config.student, start=config.data.get("model")
         )
+        if _rank() != 0:
+            return
+        text = OmegaConf.to_yaml(OmegaConf.create(self._config))
+        if self.checkpoint is not None and not self._resume_force:
+            runs.check_same(self.directory, description)
+            check_unchanged(read_config(self.directory), yaml.safe_load(text), run=str(self.directory))
+        with written_whole(self.directory / "config.yaml") as file:
+            file.write_text(text, encoding="utf-8")
+        runs.describe_run(self.directory, description)
+        print(f"run directory: {self.directory}")
+        if description.start is not None:
+            print(f"continues from: {description.start}")
         if self.checkpoint is not None:
-            runs.check_same(directory, description)
-        if _rank() == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            without_secrets = OmegaConf.create(shown(plain))  # urls may be signed or hold passwords
-            (directory / "config.yaml").write_text(OmegaConf.to_yaml(without_secrets), encoding="utf-8")
-            runs.describe_run(directory, description)
-            print(f"run directory: {directory}")
-            if description.start is not None:
-                print(f"continues from: {description.start}")
-            if self.checkpoint is not None:
-                print(f"resumes from: {self.checkpoint}")
+            print(f"resumes from: {self.checkpoint}")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        trainer.datamodule.accept_other_data = self._resume_force  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        self._software = software()
         if trainer.is_global_zero:
             samples = trainer.datamodule.train_set.samples  # type: ignore[attr-defined]
-            runs.record(self.directory, software=software(), samples=samples)
+            runs.record(self.directory, software=self._software, samples=samples)
             batch = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
             rate = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
             print(batch_line(batch, trainer.world_size, rate))
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        checkpoint["run"] = {"config": self._config, "software": self._software, "world_size": trainer.world_size}
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the model directory in one step and let ``latest`` point to the run."""
+        self._ended = True
         if trainer.is_global_zero:
             _ = cast(SavedModule, pl_module).trained_model  # assembled first: loading puts weights back into shards
         with whole_weights(pl_module):
@@ -95,13 +126,35 @@ class TrainingRun(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the card again: by now the benchmarks of the other callbacks have their results."""
+        if not self._ended:  # resumed at its last step: Lightning finds nothing to train, and leaves out the end too
+            trainer.fit_loop.on_run_end()
         if trainer.is_global_zero and runs.is_finished(self.directory):
             self._write_card(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        self._unlock()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _write_card(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         runs.record(self.directory, steps=trainer.global_step)
         model = cast(SavedModule, module).trained_model
         write_card(self.directory / runs.MODEL, model, read_run(self.directory), directory_usage(model))
+
+
+def newest_whole_checkpoint(run: Path) -> Path:
+    """The newest checkpoint whose contents verify. Raises ValueError when there is none."""
+    newest, rejected = newest_whole(run / runs.CHECKPOINTS)
+    for path, reason in rejected.items() if _rank() == 0 else ():
+        print(f"warning: {path.name} is passed over: {reason}")
+    if newest is None:
+        raise ValueError(f"no checkpoint in {run / runs.CHECKPOINTS} is whole; start a new run")
+    return newest
 
 
 def batch_line(global_batch_size: int, devices: int, learning_rate: float) -> str:

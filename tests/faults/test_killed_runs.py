@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -124,3 +125,29 @@ def test_the_same_command_after_the_end_starts_a_new_run(workspace: Workspace):
     runs = sorted(path for path in (outputs / "teacher").glob("2*"))
     assert len(runs) == 2
     assert (outputs / "teacher" / "latest").resolve() == runs[-1].resolve()
+
+
+def test_ten_kills_at_random_moments_train_what_the_unbroken_run_trains(workspace: Workspace, unbroken: Run):
+    """Stock Lightning with a loader that keeps its state: skips a batch at each resume, or begins at the first."""
+    outputs, keys, chance = workspace.new_directory(), workspace.new_file(), random.Random(0)
+    options = [*COMMAND, f"outputs={outputs}", record(keys)]
+
+    def lines() -> list[str]:
+        return keys.read_text().splitlines() if keys.is_file() else []
+
+    for _ in range(10):
+        enough = len(lines()) + chance.randint(1, 50)
+        kill_when(workspace.command(*options), outputs, lambda _, enough=enough: len(lines()) >= enough)
+        text = keys.read_text()
+        keys.write_text(text[: text.rfind("\n") + 1])  # a line that the kill cut short
+    done = workspace.run_command(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = trained_keys(unbroken.directory / "keys")
+    for line in lines():  # also what was trained a second time
+        step, _, samples = line.partition(" ")
+        assert samples == expected[step]  # type: ignore[index]
+    assert {line.partition(" ")[0] for line in lines()} == set(expected)
+    run = Run((outputs / "teacher" / "latest").resolve())
+    ours, theirs = load_file(run.model / "model.safetensors"), load_file(unbroken.model / "model.safetensors")
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name

@@ -104,6 +104,18 @@ def test_an_aim_is_met_by_the_median_from_the_side_that_it_names(monkeypatch: py
 
 
 @pytest.mark.slow
+def test_loaders_take_turns(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    few = ["--pictures", "70", "--texts", "600", "--rounds", "1", "--seconds", "0.05"]
+    command = [sys.executable, str(BENCHMARKS / "loader.py"), *few, "--directory", str(tmp_path / "data")]
+    done = run_command([*command, "--json", str(file)])
+    assert done.returncode == 0, done.stderr
+    rows = {row["what"]: row["values"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
+    assert all(value > 0 for values in rows.values() for value in values)
+    assert rows["ours / raw"] == pytest.approx([rows["ours, a core"][0] / rows["raw, a core"][0]], rel=2e-3)
+
+
+@pytest.mark.slow
 def test_memory_of_the_loader_is_looked_at(tmp_path: Path) -> None:
     script = BENCHMARKS / "loader_memory.py"
     options = ["--megabytes", "4", "--passes", "4", "--tolerance", "1", "--docs", str(tmp_path)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -18,6 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from altclip_train.evaluation import BenchmarkCallback, BenchmarkResult, RetrievalBenchmark, ZeroShotBenchmark
+from altclip_train.evaluation.report import write_page
+from altclip_train.evaluation.results import read_results, write_results, write_samples
+from altclip_train.evaluation.zero_shot import MultiLabelOutcome
 
 # The stand-in encoder sees a picture's red value and finds the same direction for texts with that word.
 COLOURS = {"red": 250, "brown": 150, "black": 0, "红": 250, "棕": 150, "黑": 0}
@@ -149,6 +154,54 @@ def test_zero_shot_scores_each_language(tmp_path: Path) -> None:
     assert chinese.metrics == {"top1": 1 / 4, "top5": 1, "mean_per_class_recall": pytest.approx(1 / 3)}
     assert chinese.counts == {"images": 4, "classes": 3}
     assert chinese.chance["top1"] == pytest.approx(1 / 3)
+
+
+def several_classes(root: Path, *labels: bytes) -> Path:
+    """A picture for each label: red, brown, black."""
+    zero_shot_folder(root)
+    pictures = [{"png": picture(red), "npy": label} for red, label in zip((250, 150, 0), labels, strict=True)]
+    write_split(root / "val", [pictures])
+    return root
+
+
+def npy(values: list[Any]) -> bytes:
+    data = io.BytesIO()
+    np.save(data, np.array(values))
+    return data.getvalue()
+
+
+def test_pictures_of_several_classes_are_scored_by_precision(tmp_path: Path) -> None:
+    root = several_classes(tmp_path, npy([1, 1, 0]), npy([0, 1, 0]), npy([0, 0, 1]))
+    (result,) = evaluate(ZeroShotBenchmark(root=root, language="en", split="val"))
+    # Brown finds the brown picture first, and of the other two, which score the same, one shows it.
+    assert result.metrics == {"mAP": pytest.approx((1 + (1 + 2 / 3) / 2 + 1) / 3)}
+    assert result.counts == {"images": 3, "classes": 3}
+    assert result.chance == {"mAP": pytest.approx((1 / 3 + 2 / 3 + 1 / 3) / 3)}
+    write_results(tmp_path / "results.json", "model", [result])
+    write_samples(tmp_path / "samples.json", [result])
+    (again,) = read_results(tmp_path)[1]
+    assert again.metrics == result.metrics
+    assert isinstance(again.outcome, MultiLabelOutcome)
+    assert again.outcome.targets.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+    page = write_page(tmp_path / "page.html", {"": "model"}, {"": [result]}, {})
+    assert "mAP" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        (npy([0, 1]), r"shape \(2,\) and type int64"),
+        (npy([0, 2, 0]), r"shape \(3,\) and type int64"),
+        (npy(["a", "b", "c"]), "type <U1"),
+        (pickle.dumps([0, 1, 0]), "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_labels_that_are_no_zeros_and_ones_are_named(tmp_path: Path, label: bytes, found: str) -> None:
+    root = several_classes(tmp_path, npy([1, 1, 0]), label, npy([0, 0, 1]))
+    message = rf"val/0\.tar: s0000001: npy .*{found}.* expected an array of 3 zeros and ones"
+    with pytest.raises(ValueError, match=message):
+        evaluate(ZeroShotBenchmark(root=root, language="en", split="val"))
 
 
 def test_class_names_may_be_spelled_cn(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_shipped_configuration_keeps_the_best_beside_the_newest(workspace: Works
     assert set(scores) == {2, 4}
     best = max(scores, key=lambda step: (scores[step], -step))
     names = sorted(file.name for file in (run.directory / "checkpoints").iterdir())
-    assert names == [f"best_step_{best:09d}.ckpt", "step_000000002.ckpt", "step_000000004.ckpt"]
+    kept = [f"best_step_{best:09d}.ckpt", "step_000000002.ckpt", "step_000000004.ckpt"]
+    assert names == [name + suffix for name in kept for suffix in ("", ".json")]
     kept = torch.load(run.directory / "checkpoints" / names[0], weights_only=True)
     assert kept["global_step"] == best

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from altclip_train.training.manifest import write_manifest
 from altclip_train.training.runs import (
     Description,
     check_same,
@@ -32,6 +33,7 @@ def make_run(outputs, name, date, *, stage="teacher", clip=None, student=None, f
     for step in steps:
         (run / "checkpoints").mkdir(exist_ok=True)
         (run / "checkpoints" / f"step_{step:09d}.ckpt").touch()
+        write_manifest(run / "checkpoints" / f"step_{step:09d}.ckpt")
     if finished:
         (run / "model").mkdir()
         (run / "model" / "config.json").write_text("{}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from altclip_train.training.manifest import problem
 from altclip_train.training.sharded import FullyShardedStrategy, is_sharded, read_rest, read_weights, write_sharded
 from tests.faults.test_hostile_weights import Payload
 
@@ -27,7 +28,15 @@ def test_one_process_reads_whole_weights_and_the_rest(checkpoint: Path):
     ((name, tensor),) = read_weights(checkpoint).items()
     assert name == "w"
     assert tensor.equal(torch.arange(6.0).view(2, 3))
-    assert [path.name for path in checkpoint.parent.iterdir()] == ["step.ckpt"]
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["step.ckpt", "step.ckpt.json"]
+    assert problem(checkpoint) is None
+
+
+def test_its_manifest_knows_every_file(checkpoint: Path):
+    with (checkpoint / "__0_0.distcp").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert "__0_0.distcp" in str(problem(checkpoint))
 
 
 def test_failed_write_leaves_the_older_checkpoint(checkpoint: Path):

@@ -14,6 +14,7 @@ from typing import Any
 
 from altclip_train.data.importers.chinese_clip import split_files
 from altclip_train.data.importers.filters import Filters
+from altclip_train.files import publish_first
 
 TABLE_KINDS = ("parallel", "moses", "image-text")
 ANNOTATION_KINDS = ("coco", "flickr30k-cn", "coco-cn")
@@ -89,21 +90,21 @@ class ImportJob:
     def check_settings(self, excluded: frozenset[bytes]) -> None:
         """Note the settings in the output; raise ValueError when it was begun with others."""
         now, file = self.settings(excluded), self.state / "settings.json"
-        if file.is_file():
-            begun = json.loads(file.read_text(encoding="utf-8"))
-            changed = [key for key in now if now[key] != begun.get(key)]
-            if changed:
-                raise ValueError(
-                    f"{self.output} holds an import with other {', '.join(changed)}: "
-                    f"{[begun.get(key) for key in changed]}, now {[now[key] for key in changed]}. "
-                    "Give the old ones to go on with it, or another --output"
-                )
-            return
-        if any(self.output.glob("*.tar")):
-            raise FileExistsError(f"{self.output} holds shards that no import of ours began: give another --output")
-        self.state.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(now, ensure_ascii=False, indent=1), encoding="utf-8")
+        if not file.is_file():
+            if any(self.output.glob("*.tar")):
+                raise FileExistsError(f"{self.output} holds shards that no import of ours began: give another --output")
+            self.state.mkdir(parents=True, exist_ok=True)
+            with temporary_beside(file) as temporary:
+                temporary.write_text(json.dumps(now, ensure_ascii=False, indent=1), encoding="utf-8")
+                if publish_first(temporary, file):
+                    return
+        begun = json.loads(file.read_text(encoding="utf-8"))
+        if changed := [key for key in now if now[key] != begun.get(key)]:
+            raise ValueError(
+                f"{self.output} holds an import with other {', '.join(changed)}: "
+                f"{[begun.get(key) for key in changed]}, now {[now[key] for key in changed]}. "
+                "Give the old ones to go on with it, or another --output"
+            )
 
     def remove_leftovers(self) -> None:
         """Delete temporary files of processes of this machine that are gone."""
@@ -114,16 +115,23 @@ class ImportJob:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name when the block ends without an error."""
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A name for a file beside ``path``, which `remove_leftovers` knows; gone when the block ends."""
     temporary = path.with_name(f".tmp-{HOST}-{os.getpid()}-{path.name}")
     try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its name when the block ends without an error."""
+    with temporary_beside(path) as temporary:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:

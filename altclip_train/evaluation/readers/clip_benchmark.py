@@ -1,20 +1,24 @@
 """The WebDataset layout of CLIP_benchmark, local or remote.
 
-    ROOT/test/{nshards.txt, 0.tar, 1.tar, ...}      members KEY.{webp,png,jpg,jpeg} and KEY.cls or KEY.txt
+    ROOT/test/{nshards.txt, 0.tar, 1.tar, ...}      members KEY.{webp,png,jpg,jpeg} and KEY.cls, KEY.npy or KEY.txt
     ROOT/classnames.txt                             one name a line, the line number is the label
     ROOT/zeroshot_classification_templates.txt      one template a line with the placeholder {c}
 
 Plain names hold English. Another language lies beside them as ``KEY.zh.txt``, ``classnames.zh.txt`` and
 ``zeroshot_classification_templates.zh.txt``; the code ``cn`` is read as ``zh``, ``jp`` as ``ja``. A caption
-file holds one caption a line.
+file holds one caption a line. A cls is the number of a class; where a picture shows several classes, a npy holds
+a one for each of them and a zero for each other.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from altclip_train.data.cache import ShardCache
 from altclip_train.data.remote import read_file
@@ -29,6 +33,8 @@ from altclip_train.data.samples import (
 from altclip_train.data.shards import ShardReader
 from altclip_train.data.urls import RemoteUrl, Shard
 from altclip_train.evaluation.readers.pictures import Pictures, texts_sha256
+
+LABELS = ("cls", "npy")
 
 
 class Sample(NamedTuple):
@@ -63,7 +69,7 @@ class ShardPictures(Pictures):
                 key = self._reader.key(shard, number)
                 where = f"{self._reader.shards[shard]}: {key}"
                 picture = _picture_field(fields, where)
-                texts = {name: data for name, data in fields.items() if name == "cls" or is_caption_field(name)}
+                texts = {name: data for name, data in fields.items() if name in LABELS or is_caption_field(name)}
                 self.samples.append(Sample(shard, number, key, where, picture, texts))
                 digests.append(hashlib.sha256(fields[picture]).hexdigest())
         if not digests:
@@ -90,7 +96,17 @@ class ShardPictures(Pictures):
         return {language: [captions[language] for captions in by_picture] for language in languages}
 
     def labels(self, num_classes: int) -> list[int]:
+        """The class of each picture."""
         return [_label(sample, num_classes) for sample in self.samples]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether labels say of each class whether a picture shows it."""
+        return "npy" in self.samples[0].texts
+
+    def targets(self, num_classes: int) -> np.ndarray:
+        """(N, C) bool: the classes that each picture shows."""
+        return np.stack([_targets(sample, num_classes) for sample in self.samples])
 
 
 def holds_shards(root: Shard, split: str) -> bool:
@@ -205,3 +221,16 @@ def _label(sample: Sample, num_classes: int) -> int:
     if not text.isdecimal() or int(text) >= num_classes:
         raise ValueError(f"{sample.where}: cls is {text[:40]!r}, expected a class number below {num_classes}")
     return int(text)
+
+
+def _targets(sample: Sample, num_classes: int) -> np.ndarray:
+    expected = f"expected an array of {num_classes} zeros and ones"
+    if "npy" not in sample.texts:
+        raise ValueError(f"{sample.where} has no npy, which the first sample has: {expected}")
+    try:
+        array = np.lib.format.read_array(io.BytesIO(sample.texts["npy"]), allow_pickle=False)
+    except (ValueError, MemoryError) as error:  # MemoryError: its header states more than there is
+        raise ValueError(f"{sample.where}: npy cannot be read ({error}), {expected}") from error
+    if array.shape != (num_classes,) or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{sample.where}: npy has shape {array.shape} and type {array.dtype}, {expected}")
+    return array.astype(bool)

@@ -1,7 +1,7 @@
 """FSDP2 through Lightning, and checkpoints of which every rank writes its own part.
 
 A checkpoint is a directory: tensors as torch.distributed.checkpoint writes them, which any number of ranks can read
-again, and everything else in one file that rank 0 writes. It takes its name when it is whole.
+again, and everything else in one file that rank 0 writes. It takes its name when it is whole; its manifest comes last.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from torch.optim import Optimizer
 
 from altclip_train import distributed
 from altclip_train.sharding import whole_weights
-from altclip_train.training.checkpoints import sync_directory
+from altclip_train.training.checkpoints import INCOMPLETE, check_free_space, tensor_bytes
+from altclip_train.training.manifest import manifest_of, sync_directory, write_manifest
 
 PRECISIONS = ("32-true", "bf16-mixed")
 REST = "rest.pt"  # of a sharded checkpoint: what is no weight and no state of a weight
@@ -133,20 +134,29 @@ def write_sharded(tensors: dict[str, Tensor], rest: dict[str, Any], target: Path
 
     Raises OSError on every rank when one of them could not write.
     """
-    incomplete = target.with_name(f"{target.name}.incomplete")
-    on_rank_zero = distributed.rank() == 0
-    distributed.on_every_rank(lambda: _make_empty(incomplete) if on_rank_zero else None)
+    incomplete = target.with_name(f"{target.name}{INCOMPLETE}")
+    size = tensor_bytes(tensors)  # of the global tensors
+    _on_rank_zero(lambda: _make_empty(incomplete, size))
     try:
         save(tensors, storage_writer=FileSystemWriter(incomplete))  # synced, file by file
     except CheckpointException as error:  # no Exception, and its message is all ranks' tracebacks
         rank, (cause, _) = next(iter(error.failures.items()))
         raise OSError(f"{target} could not be written: rank {rank} failed with {cause!r}") from error
-    distributed.on_every_rank(lambda: _publish(rest, incomplete, target) if on_rank_zero else None)
+    _on_rank_zero(lambda: _publish(rest, incomplete, target))
 
 
-def _make_empty(directory: Path) -> None:
+def _on_rank_zero(function: Callable[[], None]) -> None:
+    """Raises OSError on every rank when it fails there, so that all of them count the same failure."""
+    try:
+        distributed.on_every_rank(lambda: function() if distributed.rank() == 0 else None)
+    except RuntimeError as error:  # what torch makes of a write that fails, and what other ranks hear of it
+        raise OSError(str(error)) from error
+
+
+def _make_empty(directory: Path, size: int) -> None:
     shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed here
     directory.mkdir(parents=True)
+    check_free_space(directory, size)
 
 
 def _publish(rest: dict[str, Any], incomplete: Path, target: Path) -> None:
@@ -155,10 +165,12 @@ def _publish(rest: dict[str, Any], incomplete: Path, target: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync_directory(incomplete)
+    manifest_of(target).unlink(missing_ok=True)
     if target.is_dir():
         shutil.rmtree(target)
     os.replace(incomplete, target)
     sync_directory(target.parent)
+    write_manifest(target)
 
 
 def is_sharded(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,9 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         for name, stored in reader.read_metadata().state_dict_metadata.items()
         if name.startswith(_MODEL) and isinstance(stored, TensorStorageMetadata)
     }
-    load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is asked to be
+        load(tensors, storage_reader=reader, no_dist=True)
     return {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
 
 

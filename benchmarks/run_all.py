@@ -20,6 +20,8 @@ RUNS = {
     "stage_two_small": "stage_two.py --size small",
     "stage_two_small_bfloat16": "stage_two.py --size small --dtype bfloat16",
     "stage_two_base": "stage_two.py --size base --steps 1 --rounds 3",
+    "profile_stage_one_small": "profile_step.py --stage one --batch 256 --rounds 3 --steps 2",
+    "profile_stage_two_small": "profile_step.py --stage two --batch 64 --rounds 3",
     "loss": "loss.py --pairs 256 512 1024 2048 4096 8192",
     "loss_large": "loss.py --pairs 16384 131072 --rounds 3",
     "loss_bfloat16": "loss.py --pairs 8192 --dtype bfloat16",

@@ -104,6 +104,18 @@ def test_an_aim_is_met_by_the_median_from_the_side_that_it_names(monkeypatch: py
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_all_of_a_step_is_of_some_kind(stage: str, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    command = [sys.executable, str(BENCHMARKS / "profile_step.py"), "--stage", stage, *TINY, "--rounds", "1"]
+    done = run_command([*command, "--threads", "1", "--json", str(file)])
+    assert done.returncode == 0, done.stderr
+    shares = [row["values"][0] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert min(shares) >= 0
+
+
+@pytest.mark.slow
 def test_loaders_take_turns(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     few = ["--pictures", "70", "--texts", "600", "--rounds", "1", "--seconds", "0.05"]

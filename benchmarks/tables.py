@@ -63,7 +63,7 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [
-        (f"{result['title'].removesuffix(', float32')}: {row['what']}", row)
+        (f"{_short_title(result)}: {row['what']}", row)
         for result in results.values()
         for row in result["rows"]
         if row["unit"] == "times" and row["values"]
@@ -89,6 +89,11 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     )
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=90)
+
+
+def _short_title(result: Mapping[str, Any]) -> str:
+    batch = result["facts"].get("batch")
+    return result["title"].removesuffix(", float32") + (f", batch {batch}" if isinstance(batch, int) else "")
 
 
 def _side(name: str, side: Mapping[str, Any]) -> list[str]:

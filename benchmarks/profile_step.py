@@ -1,4 +1,4 @@
-"""Where the time of our steps goes, by kind of operation: ``python benchmarks/profile_step.py --stage one --size small``.
+"""Where the time of our steps goes, by kind: ``python benchmarks/profile_step.py --stage one --size small``.
 
 The steps are those of `ours_cached` in stage_one.py and stage_two.py, under torch's profiler, which slows small
 operations down a little. Time is that of an operation itself, without those that it calls.

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from altclip_train.checks import check_start
 from altclip_train.command import run_main
 from altclip_train.errors import short_errors
+from altclip_train.training.launch import own_rank
 from altclip_train.training.resolvers import register_resolvers
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ register_resolvers()
 
 def train(config: DictConfig, directory: Path) -> L.Trainer:
     """Train the stage that ``config`` describes; everything that the run leaves lies in ``directory``."""
-    check_start(directory)
+    check_start(directory, rank=own_rank())
     # Here, so that loader processes, which import this file, start without Lightning.
     import lightning as L
 

@@ -43,13 +43,16 @@ def run_checks(checks: Sequence[Check]) -> list[Finding]:
     return findings
 
 
-def check_start(directory: Path) -> None:
-    """The checks that take no time, before a run imports what they are about. Raises ValueError for an error."""
+def check_start(directory: Path, *, rank: int = 0) -> None:
+    """The checks that take no time, before a run imports what they are about. Raises ValueError for an error.
+
+    Rank 0 alone prints warnings.
+    """
     findings = run_checks([packages, text_encoding, shared_memory, lambda: disk(directory)])
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         raise ValueError("\n".join(f"{error.check}: {error.found}; {error.advice}" for error in errors))
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if rank == 0:
         for warning in findings:
             if warning.level == "warning":
                 print(f"warning: {warning.check}: {warning.found}; {warning.advice}", file=sys.stderr)

@@ -29,7 +29,7 @@ FIGURES = (
     Figure("logit_scale", r"train/logit_scale"),
     Figure("Validation: cosine to the teacher", r"val/\w+_cosine"),
     Figure("Validation: squared error", r"val/\w+_mse"),
-    Figure("Standard deviation of features", r".*_std"),
+    Figure("Spread of the student's vectors, of the teacher's", r"train/spread"),
     Figure("Samples per second", r"throughput/samples_per_second"),
     Figure("Share of the time spent waiting for data", r"throughput/data_wait"),
     Figure("Text tokens per second", r"throughput/tokens_per_second"),

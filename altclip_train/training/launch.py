@@ -28,6 +28,12 @@ class Process(NamedTuple):
     agent: bool  # whether the launcher itself serves a store there
 
 
+def own_rank() -> int:
+    """This process among all of the run, before Lightning has set up their group: as whoever started it says."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
+
+
 def launched_process() -> Process | None:
     """This process among those that a launcher started; None where nothing did, or for a single one."""
     environment = os.environ

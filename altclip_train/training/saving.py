@@ -59,14 +59,7 @@ class Checkpoints(Checkpoint):
         resumed = trainer.ckpt_path
         self.newest = Path(resumed) if resumed else None
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         due = trainer.global_step % self.every_n_train_steps == 0
         if self.every_n_minutes is not None:
             minutes = (time.monotonic() - self._tried_at) / 60

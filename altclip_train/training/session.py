@@ -23,6 +23,7 @@ from altclip_train.sharding import whole_weights
 from altclip_train.training import runs
 from altclip_train.training.changes import check_unchanged
 from altclip_train.training.facts import read_config, read_run, software
+from altclip_train.training.launch import own_rank
 from altclip_train.training.lock import RunLock
 from altclip_train.training.manifest import newest_whole
 
@@ -58,7 +59,7 @@ class TrainingRun(L.Callback):
         self._resume_force: bool = config.resume_force
         self._ended = False
         self._lock: RunLock | None = None
-        if _rank() == 0:
+        if own_rank() == 0:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(directory)
         try:
@@ -74,7 +75,7 @@ class TrainingRun(L.Callback):
         description = runs.Description(
             stage=stage, clip=config.clip, student=config.student, start=config.data.get("model")
         )
-        if _rank() != 0:
+        if own_rank() != 0:
             return
         text = OmegaConf.to_yaml(OmegaConf.create(self._config))
         if self.checkpoint is not None and not self._resume_force:
@@ -151,7 +152,7 @@ class TrainingRun(L.Callback):
 def newest_whole_checkpoint(run: Path) -> Path:
     """The newest checkpoint whose contents verify. Raises ValueError when there is none."""
     newest, rejected = newest_whole(run / runs.CHECKPOINTS)
-    for path, reason in rejected.items() if _rank() == 0 else ():
+    for path, reason in rejected.items() if own_rank() == 0 else ():
         print(f"warning: {path.name} is passed over: {reason}")
     if newest is None:
         raise ValueError(f"no checkpoint in {run / runs.CHECKPOINTS} is whole; start a new run")
@@ -175,12 +176,6 @@ class SavedModule(Protocol):
     def trained_model(self) -> AltCLIPModel | CLIPModel: ...
 
     def save_model(self, directory: Path) -> None: ...
-
-
-def _rank() -> int:
-    """This process among all of the run, before Lightning has set up their group: as the launcher says."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
 
 
 def ignore_expected_warnings() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +52,23 @@ def test_a_malicious_release_stops_a_run_before_it_is_imported(monkeypatch: pyte
     monkeypatch.setattr(checks, "_version", {**GOOD, "lightning": "2.6.3"}.get)
     with pytest.raises(ValueError, match="malicious release"):
         checks.check_start(tmp_path)
+
+
+def test_versions_are_those_of_the_package():
+    project = tomllib.loads((Path(checks.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    for name, least in checks.NEEDED.items():
+        wanted = f"{name}>={'.'.join(map(str, least))}"
+        assert any(line.partition(",")[0] == wanted for line in project["project"]["dependencies"]), wanted
+
+
+def test_warnings_are_for_the_first_rank_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    checks.check_start(tmp_path, rank=1)
+    assert "locale" not in capsys.readouterr().err
+    checks.check_start(tmp_path)
+    assert "warning: locale: file names are ascii" in capsys.readouterr().err
 
 
 def test_encodings_other_than_utf8_are_named(monkeypatch: pytest.MonkeyPatch):

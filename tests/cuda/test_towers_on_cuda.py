@@ -20,7 +20,7 @@ from tests.tiny_models import perturb
 from tests.unit.test_towers import gradients
 
 pytest.importorskip("triton", reason="comes with CUDA builds of torch")
-from altclip_train.models.short_attention import short_attention  # noqa: E402
+from altclip_train.models.short_attention import short_attention
 
 WIDE = {
     "vocab_size": 97,

@@ -30,9 +30,11 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from torch.utils.data import DataLoader
 
 from altclip_train.data.dataset import PairDataset
 from altclip_train.data.decoders import ImageTextDecoder, TextPairDecoder
+from altclip_train.data.processes import start_loader_server
 from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.data.samples import decode_image
 from altclip_train.processing import CLIPTokenizer, ImageTransform, XLMRTokenizer
@@ -69,11 +72,13 @@ AIMS = {
     "ours_texts / open_clip_texts": 8.0,
 }
 FIRST_BATCH = {
-    "pictures, no index yet": ("ours", "0", "new"),
+    "pictures, no index yet": ("ours", "0", "no_index"),
     "pictures": ("ours", "0", "indexed"),
     "pictures, one loader process": ("ours", "1", "indexed"),
+    "pictures, one loader process, its server at hand": ("ours", "1", "at_hand"),
     "texts": ("ours_texts", "0", "indexed"),
     "texts, one loader process": ("ours_texts", "1", "indexed"),
+    "texts, one loader process, its server at hand": ("ours_texts", "1", "at_hand"),
 }
 
 
@@ -238,12 +243,22 @@ def batches_of(root: Path, kind: str, batch_size: int) -> Iterable[Any]:
     return our_loader(root, kind, batch_size) if kind.startswith("ours") else peer_loader(root, kind, batch_size)
 
 
-def measure_first_batch(root: Path, kind: str, workers: int, indexed: bool) -> dict[str, float]:
-    """Seconds from the making of the dataset to its first batch."""
-    if not indexed:
+def measure_first_batch(root: Path, kind: str, workers: int, state: str) -> dict[str, float]:
+    """Seconds from the making of the dataset to its first batch.
+
+    The server of loader processes begins with them, and has yet to import torch; or it is "at_hand" before, as in a
+    training, where it imports while Lightning is imported and the model is made.
+    """
+    if state == "no_index":
         for index in root.glob("*.idx"):
             index.unlink()
+    if state == "at_hand":
+        start_loader_server("webdataset")
+        with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
+            pool.submit(os.getpid).result()
     start = time.perf_counter()
+    if workers:
+        start_loader_server("webdataset")  # which this script imports, and a training does not
     next(iter(our_loader(root, kind, BATCH["pictures" if kind == "ours" else "texts"], workers)))
     return {"seconds": time.perf_counter() - start}
 
@@ -281,7 +296,7 @@ def measure(root: Path, what: str, *options: str) -> dict[str, float]:
         batch_size = BATCH["pictures" if kind in MEASURED["pictures"] else "texts"]
         return rate(batches_of(root, kind, batch_size), batch_size, float(options[1]))
     if what == "first_batch":
-        return measure_first_batch(root, options[0], int(options[1]), options[2] == "indexed")
+        return measure_first_batch(root, options[0], int(options[1]), options[2])
     return measure_draft(root)
 
 

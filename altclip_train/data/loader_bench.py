@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from altclip_train.data.dataset import PairDataset
 from altclip_train.data.decoders import ImageTextDecoder, Packer, TextPairDecoder
-from altclip_train.data.processes import available_cpus
+from altclip_train.data.processes import available_cpus, start_loader_server
 from altclip_train.data.sampler import PlannedBatchSampler, already_a_batch
 from altclip_train.data.samples import BadSample, decode_captions, decode_image, is_image_field
 from altclip_train.data.sources import Source, language_code
@@ -182,6 +182,10 @@ def verdict(stages: Stages, rates: Sequence[LoaderRate]) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print, and write JSON where asked."""
+    cpus = available_cpus()
+    workers = options.workers or sorted({0, 1, *(2**i for i in range(1, 12) if 2**i <= cpus)})
+    if any(workers):
+        start_loader_server()  # as a training does, before anything else
     language = None if options.language is None else language_code(options.language)
     dataset = open_dataset(
         options.urls,
@@ -190,8 +194,6 @@ def run(options: argparse.Namespace) -> None:
         size=options.size,
         max_length=options.max_length,
     )
-    cpus = available_cpus()
-    workers = options.workers or sorted({0, 1, *(2**i for i in range(1, 12) if 2**i <= cpus)})
     stages = measure_stages(dataset, options.seconds)
     rates = [measure_loader(dataset, count, options.seconds) for count in workers]
     print_bench(stages, rates, Console())

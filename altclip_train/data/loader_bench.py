@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -85,9 +84,7 @@ def measure_stages(dataset: PairDataset[Any], seconds: float) -> Stages:
             captions = stages.timed("captions", decode_captions, members, default_language="und")
             if isinstance(decoder, ImageTextDecoder):
                 image = stages.timed("decode", decode_image, members)
-                pixels = stages.timed("resize", decoder.image_transform.cropped, image)
-                values = np.empty((3, *pixels.shape[:2]), np.float32)
-                stages.timed("normalize", decoder.image_transform.normalize, pixels, out=values)
+                stages.timed("resize", decoder.image_transform.cropped, image)
         except (BadSample, OSError):
             continue
         stages.samples += 1
@@ -169,7 +166,6 @@ def verdict(stages: Stages, rates: Sequence[LoaderRate]) -> str:
         "captions": "parsing captions",
         "decode": "decoding pictures (data.draft_jpeg=true decodes large JPEGs faster)",
         "resize": "resizing pictures",
-        "normalize": "normalising pixels",
         "tokenize": "tokenizing",
     }
     share = stages.seconds[stages.limit] / sum(stages.seconds.values())

@@ -117,11 +117,12 @@ class TextPairDecoder:
         others = sorted(captions.keys() - {ENGLISH} if self.languages is None else captions.keys() & self.languages)
         if not others:
             raise BadSample("language_missing", f"languages: {', '.join(captions)}")
-        lengths = {language: len(captions[language]) for language in (ENGLISH, *others)}
-        if len(set(lengths.values())) > 1:
+        entries = len(captions[ENGLISH])
+        if any(len(captions[language]) != entries for language in others):
+            lengths = {language: len(captions[language]) for language in (ENGLISH, *others)}
             raise BadSample("captions_unaligned", f"numbers of texts: {lengths}")
         language = others[draw("language", len(others))]
-        place = draw("caption", lengths[ENGLISH])
+        place = draw("caption", entries)
         target = None if cache is None else cache(place)
         return TextPair(key, language, captions[language][place], captions[ENGLISH][place], target)
 

@@ -10,6 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +120,17 @@ class ImageTransform:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixel values (B, 3, R, R) float32 of what `cropped` gives, (B, R, R, 3) uint8: equal bits on every device."""
-        on_cpu, (batch, height, width, channels) = pixels.device.type == "cpu", pixels.shape
-        shape = (batch, channels, height, width)
+        on_cpu, (batch, height, width, _) = pixels.device.type == "cpu", pixels.shape
+        shape = (batch, 3, height, width)
         # NumPy asks for huge pages, torch does not.
         values = torch.from_numpy(np.empty(shape, np.float32)) if on_cpu else torch.empty(shape, device=pixels.device)
-        # By a tensor: CUDA multiplies by the reciprocal of a number, which rounds in another way.
-        full, mean, std = (
-            torch.tensor(numbers, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
-            for numbers in (255.0, self.mean, self.std)
-        )
+        # Tensors, since CUDA multiplies by the reciprocal of a number, which rounds in another way; and made where they
+        # are used, since a copy would wait for the device.
+        constant = partial(torch.full, (1, 1), dtype=torch.float32, device=pixels.device)
+        highest, mean, std = (torch.stack(list(map(constant, some))) for some in ([255.0], self.mean, self.std))
         # On a CPU one picture at a time, which stays in its cache.
         for some, out in zip(pixels, values, strict=True) if on_cpu else [(pixels, values)]:
-            out.copy_(some.movedim(-1, -3)).div_(full).sub_(mean).div_(std)
+            out.copy_(some.movedim(-1, -3)).div_(highest).sub_(mean).div_(std)
         return values
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:

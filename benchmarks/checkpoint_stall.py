@@ -40,6 +40,7 @@ def main() -> None:
     trainer: Any = SimpleNamespace(global_step=0, is_global_zero=True, strategy=writer, _checkpoint_connector=connector)
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         settings: dict[str, Any] = {"every_n_train_steps": 1, "every_n_minutes": None, "keep": 1, "max_failures": 1}
+        settings["mirror"] = None
         sides = [Checkpoints(directory=directory, **settings, in_background=background) for background in (False, True)]
         rounds = [[seconds(side, trainer) for side in sides] for _ in range(options.rounds + 1)][1:]  # one to warm up
     print(f"{count * TENSOR_BYTES / 1e6:.0f} MB on {options.device}, {options.rounds} rounds, seconds (median)")

@@ -16,8 +16,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from altclip_train import distributed
+from altclip_train.errors import Unreachable
 from altclip_train.training.checkpoints import INCOMPLETE
 from altclip_train.training.manifest import checkpoints, manifest_of, problem, write_manifest
+from altclip_train.training.mirror import Mirror
 
 
 class Checkpoints(Checkpoint):
@@ -32,6 +34,7 @@ class Checkpoints(Checkpoint):
         keep: how many; None: all.
         in_background: training goes on while one is written, from a copy of the state in the host's memory. All else
             holds as it does without, one step later; a second one waits for the first.
+        mirror: url below which each one is copied once it is verified; None: nowhere. Training goes on without a copy.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Checkpoints(Checkpoint):
         keep: int | None,
         max_failures: int,
         in_background: bool,
+        mirror: str | None,
     ) -> None:
         if every_n_train_steps < 1:
             raise ValueError(f"callbacks.checkpoints.every_n_train_steps={every_n_train_steps}: expected at least 1")
@@ -51,6 +55,7 @@ class Checkpoints(Checkpoint):
         self.directory = Path(directory)
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self.keep, self.max_failures, self.in_background = keep, max_failures, in_background
+        self.mirror = Mirror(self.directory.parent, mirror) if mirror is not None else None
         self.newest: Path | None = None  # that verified
         self._failures = self._tried_step = 0
         self._tried_at = time.monotonic()
@@ -66,6 +71,9 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:  # what a killed run left: as large as a checkpoint, and of no use
             for path in self.directory.glob(f"*{INCOMPLETE}"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if self.mirror is not None:
+                self.mirror.begin()
+                print(f"mirror: {self.mirror.url}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._time_is_up, self._is_written = distributed.Agreement(), distributed.Agreement()
@@ -127,10 +135,19 @@ class Checkpoints(Checkpoint):
             if trainer.is_global_zero:
                 if not manifest_of(path).exists():  # a strategy may write directories by itself
                     write_manifest(path)
-                return problem(path, hashes=False)  # they were read back a moment ago
+                failure = problem(path, hashes=False)  # they were read back a moment ago
+                if failure is None and self.mirror is not None:
+                    self._copy(self.mirror, path)
+                return failure
         except OSError as error:
             return str(error)
         return None
+
+    def _copy(self, mirror: Mirror, path: Path) -> None:
+        try:
+            mirror.copy(path, self.keep)
+        except (OSError, ValueError, Unreachable) as error:
+            print(f"warning: {path.name} is not copied to {mirror.url}: {error}; training goes on")
 
     def _conclude(self, trainer: L.Trainer, path: Path, failure: str | None) -> None:
         failures = [text for text in distributed.all_gather_objects(failure) if text]

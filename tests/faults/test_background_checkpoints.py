@@ -121,7 +121,7 @@ def test_a_signal_waits_for_the_writer_and_older_ones_have_gone(workspace: Works
 
 def test_sharded_checkpoints_are_not_written_in_the_background():
     options: dict[str, Any] = {"every_n_train_steps": 1, "every_n_minutes": None, "keep": None, "max_failures": 1}
-    callback = Checkpoints(directory="run", **options, in_background=True)
+    callback = Checkpoints(directory="run", **options, in_background=True, mirror=None)
     trainer: Any = type("Trainer", (), {"strategy": FullyShardedStrategy(precision="32-true")})
     with pytest.raises(ValueError, match="does not go with strategy=fsdp2"):
         callback.setup(trainer)

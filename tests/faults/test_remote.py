@@ -315,7 +315,7 @@ def test_a_checkpoint_whose_copy_is_stopped_in_the_middle_leaves_the_one_before(
 
     def save(step):
         path = run / "checkpoints" / f"step_{step:09d}.ckpt"
-        AtomicCheckpointIO().save_checkpoint({"step": step, "weights": torch.rand(1_500_000)}, path)
+        AtomicCheckpointIO().save_checkpoint({"step": step, "weights": torch.rand(600_000)}, path)
         return path
 
     def fetched(name):
@@ -325,7 +325,7 @@ def test_a_checkpoint_whose_copy_is_stopped_in_the_middle_leaves_the_one_before(
     copies.begin()
     copies.copy(save(10), keep=1)
     second = save(20)
-    store.proxy.stop_after = store.proxy.asked + 2_000_000  # of 6 MB
+    store.proxy.stop_after = store.proxy.asked + 1_000_000  # of 2.4 MB
     store.proxy.on_stop = lambda: store.process.send_signal(signal.SIGSTOP)
     try:
         with pytest.raises(Unreachable, match=r"step_000000020\.ckpt"):
@@ -335,8 +335,8 @@ def test_a_checkpoint_whose_copy_is_stopped_in_the_middle_leaves_the_one_before(
     assert fetched("after the stop") == "step_000000010.ckpt"
     # Stopped for a while only: the copy is tried again.
     copies.patience = PATIENCE
-    store.proxy.stop_after = store.proxy.asked + 2_000_000
-    begun = threading.Timer(8.0, store.process.send_signal, [signal.SIGCONT])
+    store.proxy.stop_after = store.proxy.asked + 1_000_000
+    begun = threading.Timer(4.0, store.process.send_signal, [signal.SIGCONT])
     store.proxy.on_stop = lambda: (store.process.send_signal(signal.SIGSTOP), begun.start())
     copies.copy(second, keep=1)
     begun.join()

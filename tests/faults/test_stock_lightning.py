@@ -170,8 +170,10 @@ def test_sigterm_to_one_rank_of_two_waits_for_the_timeout_of_the_group(tmp_path:
 
 
 def test_the_last_words_are_not_those_of_the_rank_that_died(tmp_path: Path):
-    """A rank dies."""
+    """A rank dies: last comes the other one's error of the network, or the launcher, which knows a process number."""
     fail = {"kind": "Raise", "steps": [3], "rank": 1}
     done = run_command(stock_command(tmp_path, max_steps=100_000, every=100_000, devices=2, inject=fail))
     assert done.returncode != 0
-    assert done.stderr.rindex("RuntimeError: injected") < done.stderr.rindex("gloo")
+    _, cause, last = done.stderr.rpartition("RuntimeError: injected")
+    assert cause, done.stderr
+    assert "gloo" in last or "Forcefully terminating" in last, done.stderr

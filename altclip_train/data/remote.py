@@ -132,7 +132,8 @@ def write(url: RemoteUrl, data: bytes, patience: Patience) -> bool:
 def upload(file: Path, url: RemoteUrl, patience: Patience) -> None:
     """Copy a local file to a remote place, whole at each attempt, and look at its size there.
 
-    A transfer slower than 1 MB/s is given up. Raises PermissionError, Unreachable.
+    A transfer slower than 1 MB/s is given up.
+    Raises FileNotFoundError where there is no such bucket, PermissionError, Unreachable.
     """
     size = file.stat().st_size
     seconds = max(patience.answer, size / 1e6)
@@ -144,7 +145,10 @@ def upload(file: Path, url: RemoteUrl, patience: Patience) -> None:
         if (found := remote.call(remote.filesystem.size, remote.path)) != size:
             raise ConnectionError(f"{found} bytes are there of {size} that were sent")
 
-    _patiently(url, patience, attempt)
+    try:
+        _patiently(url, patience, attempt)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{url} cannot be written: its bucket or directory does not exist") from None
 
 
 def remove(url: RemoteUrl, patience: Patience) -> None:

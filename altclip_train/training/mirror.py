@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-from altclip_train.data.remote import Patience, download, list_urls, read_file, remove, state_of, upload
+from altclip_train.data.remote import READ_ONLY, Patience, download, list_urls, read_file, remove, state_of, upload
 from altclip_train.data.urls import REMOTE, RemoteUrl, without_secrets
 from altclip_train.files import written_whole
 from altclip_train.training.manifest import PATTERN, files_of, manifest_of, problem
@@ -19,13 +19,13 @@ FACTS = ("config.yaml", "run.json")  # what a run is resumed with, beside a chec
 
 
 class Mirror:
-    """Of a run directory, at ``root`` and the name of the run. Raises ValueError unless ``root`` is a plain url."""
+    """Of a run directory, at ``root`` and the name of the run. Raises ValueError for another kind of ``root``."""
 
     def __init__(self, run: Path, root: str, patience: Patience | None = None) -> None:
-        if not REMOTE.match(root) or "?" in root:
+        if not REMOTE.match(root) or "?" in root or RemoteUrl(root).scheme in READ_ONLY:
             raise ValueError(
-                f"callbacks.checkpoints.mirror={without_secrets(root)}: expected a url without a query, "
-                "such as s3://bucket/runs or file:///a/directory"
+                f"callbacks.checkpoints.mirror={without_secrets(root)}: expected a url that takes files, without a "
+                "query, such as s3://bucket/runs or file:///a/directory"
             )
         self.run, self.url = run, RemoteUrl(f"{root.rstrip('/')}/{run.name}")
         self.patience = patience or Patience()

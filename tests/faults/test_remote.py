@@ -322,6 +322,8 @@ def test_a_checkpoint_whose_copy_is_stopped_in_the_middle_leaves_the_one_before(
         there = fetch_run(RemoteUrl("s3://shards/runs/run"), tmp_path / name, PATIENCE)
         return newest_whole(there / "checkpoints")[0].name
 
+    with pytest.raises(FileNotFoundError, match="its bucket or directory does not exist"):
+        Mirror(run, "s3://absent/runs", PATIENCE).begin()
     copies.begin()
     copies.copy(save(10), keep=1)
     second = save(20)

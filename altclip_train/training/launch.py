@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 PATIENCE = timedelta(minutes=10)  # nodes of a cluster do not start at once
+WORK = timedelta(hours=2)  # of rank 0, such as to fetch a checkpoint; when it dies, so does its store
 _KEY = "altclip/from_rank_zero"
 _stores: list[TCPStore] = []  # rank 0 serves its own as long as it lives, so that none asks in vain
 
@@ -64,6 +65,7 @@ def from_rank_zero(make: Callable[[], str]) -> str:
     store = connect(process)
     key = f"{_KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     if process.rank > 0:
+        store.wait([key], WORK)
         answer = json.loads(store.get(key))
         if "error" in answer:
             raise ValueError(f"rank 0 ended with: {answer['error']}")

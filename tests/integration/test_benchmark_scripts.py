@@ -137,6 +137,15 @@ def test_memory_of_the_loader_is_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_checkpoints_take_turns(tmp_path: Path) -> None:
+    options = ["--megabytes", "50", "--rounds", "2", "--directory", str(tmp_path)]
+    done = run_command([sys.executable, str(BENCHMARKS / "checkpoint_stall.py"), *options])
+    assert done.returncode == 0, done.stderr
+    assert "times as long when it waits" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_plans_are_made_on_paper() -> None:
     script = BENCHMARKS / "plan_at_scale.py"
     done = run_command([sys.executable, str(script), "--shards", "100", "--samples-per-shard", "50"])

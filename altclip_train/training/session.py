@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -179,7 +180,8 @@ class SavedModule(Protocol):
 
 
 def ignore_expected_warnings() -> None:
-    """Leave out warnings that every run would print and that nobody can act upon."""
+    """Leave out warnings and notes that every run would print and that nobody can act upon."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import has set another level
     # Lightning calls torch's older spelling of tree leaves.
     warnings.filterwarnings("ignore", r"`?isinstance\(treespec, LeafSpec\)`? is deprecated", FutureWarning)
     # data.val_texts=[] is a way to say that there is no validation.

@@ -32,7 +32,9 @@ def train(config: DictConfig, directory: Path) -> L.Trainer:
     import lightning as L
 
     from altclip_train.training.session import TrainingRun
+    from altclip_train.training.sizes import settled
 
+    config = settled(config, directory)
     with closing(TrainingRun(directory, config, stage=HydraConfig.get().runtime.choices["stage"])) as run:
         L.seed_everything(config.seed, workers=True, verbose=False)
         data = instantiate(config.data, _convert_="all")

@@ -27,6 +27,7 @@ from altclip_train.stages import ContrastiveLearning, TeacherLearning
 from altclip_train.training.launch import own_rank
 from altclip_train.training.memory import peak, reset_peak
 from altclip_train.training.session import checked_configuration, ignore_expected_warnings, set_matmul_precision
+from altclip_train.training.sizes import settled
 from altclip_train.types import ImageTextBatch, TextPairBatch
 
 SAMPLES = 8  # of the batch that is looked at
@@ -37,6 +38,7 @@ Stage = TeacherLearning | ContrastiveLearning
 def dry_run(config: DictConfig) -> None:
     """Build everything that ``config`` names, look at a small batch, train a few steps, and say what it would be."""
     ignore_expected_warnings()
+    config = settled(config)
     checked_configuration(config)
     set_matmul_precision(config.float32_matmul_precision)
     L.seed_everything(config.seed, workers=True, verbose=False)

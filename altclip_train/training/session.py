@@ -186,6 +186,8 @@ def ignore_expected_warnings() -> None:
     warnings.filterwarnings("ignore", r"`?isinstance\(treespec, LeafSpec\)`? is deprecated", FutureWarning)
     # data.val_texts=[] is a way to say that there is no validation.
     warnings.filterwarnings("ignore", r"Total length of `list` across ranks is zero")
+    # Trials of a size do not validate.
+    warnings.filterwarnings("ignore", r"You defined a `validation_step` but have no `val_dataloader`")
     # Steps are counted over the whole run, not in each epoch.
     warnings.filterwarnings("ignore", r"The number of training batches .* is smaller than the logging interval")
     # A resumed run goes on in its own directory.

@@ -82,8 +82,9 @@ def _setup(record: RunRecord) -> str:
     trained = [f"{name} ({_millions(part['trainable'])})" for name, part in counts.items() if part["trainable"]]
     frozen = [f"{name} ({_millions(part['frozen'])})" for name, part in counts.items() if part["frozen"]]
     # What has a start takes everything from there.
-    keys = ["start"] if record.document.get("start") is not None else ["clip", "student"]
-    bases = [f"{key} {record.document[key]}" for key in keys if record.document.get(key) is not None]
+    start = record.document.get("start")
+    bases = [f"{key} {record.document[key]}" for key in ("clip", "student") if record.document.get(key) is not None]
+    bases = bases if start is None else [start]
     devices = record.document.get("environment", {}).get("devices")
     lines = [
         f"{STAGES.get(facts.stage, facts.stage)}.",

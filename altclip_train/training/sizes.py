@@ -47,7 +47,11 @@ def settled(config: DictConfig, run: Path | None = None) -> DictConfig:
     Raises ValueError where one cannot be found.
     """
     if config.batch_size not in (None, AUTO):
-        raise ValueError(f"batch_size={config.batch_size}: expected null or auto; {GLOBAL} takes a number")
+        raise ValueError(f"batch_size={config.batch_size!r}: expected null or auto; {GLOBAL} takes a number")
+    if isinstance(size := OmegaConf.select(config, GLOBAL), str):
+        raise ValueError(f"{GLOBAL}={size!r}: expected a number; batch_size=auto finds one")
+    if isinstance(size := OmegaConf.select(config, MICRO), str) and size != AUTO:
+        raise ValueError(f"{MICRO}={size!r}: expected a number, auto or null")
     wanted = [key for key in (MICRO, BATCH) if OmegaConf.select(config, key) == AUTO]
     if not wanted:
         return config

@@ -168,6 +168,8 @@ def test_a_dry_run_says_the_number(workspace: Workspace, memory, capsys: pytest.
     ("overrides", "message"),
     [
         (["batch_size=64"], "batch_size=64: expected null or auto; data.global_batch_size takes a number"),
+        (["data.global_batch_size=auto"], "global_batch_size='auto': expected a number; batch_size=auto finds one"),
+        (["stage.micro_batch=atuo"], "micro_batch='atuo': expected a number, auto or null"),
         (["batch_size=auto", "stage.micro_batch=auto"], "choose one"),
         (["stage.micro_batch=auto", "trainer.num_nodes=2"], "use torchrun or srun"),
         (["stage.micro_batch=auto", "strategy=fsdp2"], "with strategy=fsdp2 give a number"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +35,9 @@ def train(config: DictConfig, directory: Path) -> L.Trainer:
     import lightning as L
 
     from altclip_train.training.session import TrainingRun
+    from altclip_train.training.sizes import settled
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import has set another level
+    config = settled(config, directory)
     with closing(TrainingRun(directory, config, stage=HydraConfig.get().runtime.choices["stage"])) as run:
         L.seed_everything(config.seed, workers=True, verbose=False)
         data = instantiate(config.data, _convert_="all")

@@ -227,7 +227,7 @@ def scores_by_kind(scores: Iterable[Scores]) -> dict[tuple[str, ...], list[Score
     """Scores with the same metrics stand in one table: metrics in the order of reading -> scores."""
     kinds: dict[tuple[str, ...], list[Scores]] = {}
     for one in scores:
-        kinds.setdefault(tuple(sorted(one.metrics, key=_natural)), []).append(one)
+        kinds.setdefault(tuple(sorted(one.metrics, key=reading_order)), []).append(one)
     return kinds
 
 
@@ -282,7 +282,7 @@ def _call(node: Mapping[str, Any]) -> str | None:
     return ", ".join([str(node["_target_"]).rpartition(".")[2], *fields])
 
 
-def _natural(name: str) -> list[str | int]:
+def reading_order(name: str) -> list[str | int]:
     """Sorts R@5 before R@10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 

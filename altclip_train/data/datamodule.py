@@ -27,7 +27,7 @@ from altclip_train.processing import (
     XLMRTokenizer,
     load_tokenizer,
 )
-from altclip_train.types import ImageTextBatch
+from altclip_train.types import ImageTextBatch, TextPairBatch
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,6 +100,16 @@ class TextPairData(TrainingData):
         batches = [list(own[i : i + batch]) for i in range(0, len(own), batch)]
         own_seed = torch.Generator()  # a validation leaves the random numbers of the training as they are
         return DataLoader(self.val_set, batch_sampler=batches, collate_fn=already_a_batch, generator=own_seed)
+
+    def longest_batch(self, size: int) -> TextPairBatch:
+        """``size`` entries whose texts are as long as they may be: what takes most memory."""
+        texts = ["a " * self.max_length] * size
+        return TextPairBatch(
+            student=self.tokenizer.pack(2 * texts, self.max_length),
+            teacher=self.teacher_tokenizer.pack(texts, self.max_length),
+            languages=[ENGLISH] * size,
+            keys=[""] * size,
+        )
 
     def check_text_towers(self, *, student: Any, teacher: Any) -> None:
         """Raise ValueError when a tokenizer or data.max_length does not fit its tower."""
@@ -187,6 +197,17 @@ class ImageTextData(TrainingData):
             dtype=self.embeddings_dtype,
         )
         self._cache(IMAGE, model.config.projection_dim, fingerprint, picture_entries)
+
+    def longest_batch(self, size: int) -> ImageTextBatch:
+        """``size`` pairs whose texts are as long as they may be: what takes most memory."""
+        side = self.image_transform.crop_size
+        return ImageTextBatch(
+            pixel_values=torch.zeros(size, 3, side, side),
+            text=self.tokenizer.pack(["a " * self.max_length] * size, self.max_length),
+            caption_ids=torch.arange(size),
+            languages=[ENGLISH] * size,
+            keys=[""] * size,
+        )
 
     def check_towers(self, config: Any) -> None:
         """Raise ValueError when tokenizer or picture size do not fit the towers."""

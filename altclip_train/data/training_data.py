@@ -27,6 +27,7 @@ from altclip_train.data.shards import ShardReader
 from altclip_train.data.sidecars import DTYPES
 from altclip_train.data.starter import ensure_starter
 from altclip_train.data.streaming import PROMISE, StreamedPairs
+from altclip_train.types import ImageTextBatch, TextPairBatch
 
 READ, FILL = "read", "fill"
 STREAMING = "streaming"
@@ -91,6 +92,14 @@ class TrainingData(L.LightningDataModule):
     def prepare_data(self) -> None:
         if self.starter is not None:
             ensure_starter(self.starter)
+
+    def load_processing(self) -> None:
+        """Tokenizers and transforms, without the data."""
+        raise NotImplementedError
+
+    def longest_batch(self, size: int) -> TextPairBatch | ImageTextBatch:
+        """A batch of ``size`` samples that takes as much memory as any."""
+        raise NotImplementedError
 
     @property
     def position(self) -> int:

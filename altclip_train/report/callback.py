@@ -16,6 +16,7 @@ from altclip_train.evaluation.callback import BenchmarkCallback
 from altclip_train.evaluation.report import write_page
 from altclip_train.report.page import write_report
 from altclip_train.report.record import command, environment, parameter_counts, write_samples
+from altclip_train.report.sheets import log_found_pictures, log_training_samples
 from altclip_train.training import runs
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ class RunReport(L.Callback):
     """Writes ``directory/report.html``: at the start, about every ``every_n_seconds``, and at the end.
 
     On rank 0, in a thread, and never for more than a hundredth of the time. What goes wrong is a warning: no run fails
-    for its report. Stands after the benchmarks, whose results the last report has. ``samples`` are shown.
+    for its report. Stands after the benchmarks, whose results the last report has. ``samples`` are shown. Loggers get
+    the same pictures as sheets: those of the samples at the first step, of what benchmarks find at the end.
     """
 
     def __init__(self, *, directory: str, every_n_seconds: float, samples: int) -> None:
@@ -52,6 +54,11 @@ class RunReport(L.Callback):
         if isinstance(data, PairDataset):  # a stream cannot be asked for a sample
             _warned(lambda: write_samples(self.directory, data, self.samples))
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        # By now a resumed run is at its step: its loggers have the sheet from the beginning.
+        if self._pool is not None and trainer.global_step == 0:
+            _warned(lambda: log_training_samples(self.directory, trainer))
+
     def on_train_batch_end(self, *_: object) -> None:
         if self._pool is not None and time.monotonic() >= self._due:
             self._due = float("inf")  # until it is written
@@ -61,7 +68,7 @@ class RunReport(L.Callback):
         if self._pool is not None:
             for one in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(one, BenchmarkCallback) and one.results:
-                    _warned(lambda one=one: self._write_results(one))
+                    _warned(lambda one=one: self._write_results(trainer, one))
             self._finish(trainer)
             print(f"report: {self.directory / 'report.html'}")
 
@@ -85,10 +92,12 @@ class RunReport(L.Callback):
             ended = time.monotonic()
             self._due = ended + max(self.every_n_seconds, (ended - began) / SHARE)
 
-    def _write_results(self, benchmarks: BenchmarkCallback) -> None:
+    def _write_results(self, trainer: L.Trainer, benchmarks: BenchmarkCallback) -> None:
         model = str(self.directory / runs.MODEL)
         by_name = {one.name: one for one in benchmarks.benchmarks}
         write_page(self.directory / "results.html", {"A": model}, {"A": benchmarks.results}, by_name)
+        for one in benchmarks.benchmarks:
+            log_found_pictures(self.directory, trainer, one, benchmarks.results)
 
 
 def _warned(action: Callable[[], object]) -> None:

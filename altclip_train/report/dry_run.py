@@ -1,8 +1,12 @@
-"""``dry_run=true``: what a training would be, without training: parts, batch, steps, memory. No run is written."""
+"""``dry_run=true``: what a training would be: parts, batch, steps, memory, and the time by its first steps.
+
+Those steps are real ones, by the same trainer on the same data and devices. No run is written.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,37 +20,84 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from altclip_train.data.streaming import StreamedPairs
+from altclip_train.data.training_data import FILL, READ
 from altclip_train.optim import parameter_groups
 from altclip_train.report.record import parameter_counts
 from altclip_train.stages import ContrastiveLearning, TeacherLearning
-from altclip_train.training.session import checked_configuration, ignore_expected_warnings
+from altclip_train.training.launch import own_rank
+from altclip_train.training.memory import peak, reset_peak
+from altclip_train.training.session import checked_configuration, ignore_expected_warnings, set_matmul_precision
+from altclip_train.training.sizes import settled
 from altclip_train.types import ImageTextBatch, TextPairBatch
 
 SAMPLES = 8  # of the batch that is looked at
+STEPS, SECONDS = 3, 60.0  # that are timed: as many, or fewer where they take so long
 Stage = TeacherLearning | ContrastiveLearning
 
 
 def dry_run(config: DictConfig) -> None:
-    """Build everything that ``config`` names, look at one small batch, and print what training would be."""
+    """Build everything that ``config`` names, look at a small batch, train a few steps, and say what it would be."""
     ignore_expected_warnings()
+    config = settled(config)
     checked_configuration(config)
+    set_matmul_precision(config.float32_matmul_precision)
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
+    first_epoch_fills = data.embeddings == FILL
+    data.embeddings = READ if first_epoch_fills else data.embeddings  # nothing is written
     data.prepare_data()
     data.setup()
     stage: Stage = instantiate(config.stage, _convert_="all")
     _check_towers(stage, data)
-    # For its devices and precision alone. It takes no step.
-    trainer: L.Trainer = instantiate(config.trainer, logger=False, callbacks=[], enable_checkpointing=False)
+    timer = StepTimer()
+    trainer: L.Trainer = instantiate(
+        config.trainer, logger=False, callbacks=[timer], enable_checkpointing=False, limit_val_batches=0
+    )
     batch = _first_batch(data)
     share = math.ceil(data.global_batch_size / trainer.world_size)
-    console = Console()
-    print(f"data: {' + '.join(f'{count:,}' for count in data.train_set.samples)} samples of its sources")
-    print(f"global batch: {data.global_batch_size:,} = {share:,} on each of {trainer.world_size} device(s)")
-    print(f"steps: {_steps(data, trainer)}    precision: {trainer.precision}")
-    console.print(_parts_table(stage))
-    console.print(_memory_table(stage, batch, min(share, stage.micro_batch or share), trainer))
-    console.print(_batch_table(batch, data))
+    memory = _estimated_memory(stage, batch, min(share, stage.micro_batch or share), trainer)
+    steps, of_what = _steps(data, trainer)
+    console = Console(quiet=own_rank() > 0)
+    console.out(f"data: {' + '.join(f'{count:,}' for count in data.train_set.samples)} samples of its sources")
+    console.out(f"global batch: {data.global_batch_size:,} = {share:,} on each of {trainer.world_size} device(s)")
+    console.out(f"steps: {steps:,}{of_what}    precision: {trainer.precision}")
+    console.print(_parts_table(stage), _batch_table(batch, data))
+    trainer.fit(stage, data)
+    console.print(_memory_table(memory, timer.peak, trainer.strategy.root_device))
+    console.out(timer.estimate(steps))
+    if first_epoch_fills:
+        console.out("data.embeddings=fill: the steps after the first epoch are faster")
+
+
+class StepTimer(L.Callback):
+    """Stops a training after a few steps, and knows how long they took and the memory of this device."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.peak = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        reset_peak(trainer.strategy.root_device)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        device = trainer.strategy.root_device
+        self.peak = peak(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.times.append(time.perf_counter())
+        enough = len(self.times) > STEPS or self.times[-1] - self.times[0] > SECONDS
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(enough, all=False)
+
+    def estimate(self, steps: int) -> str:
+        """In words. The first step is not timed: it makes the optimizer's state, and starts loader processes."""
+        timed = len(self.times) - 1
+        if timed < 1:
+            return f"time: {steps:,} steps are too few to be timed"
+        seconds = (self.times[-1] - self.times[0]) / timed
+        return (
+            f"time: {steps:,} steps, about {_spelled(steps * seconds)} at {seconds:.3g} s a step, measured here over "
+            f"{timed} steps: loading, forward, backward, optimizer; without validation, benchmarks and checkpoints"
+        )
 
 
 def saved_bytes(stage: Stage, batch: TextPairBatch | ImageTextBatch) -> int:
@@ -124,14 +175,23 @@ def _first_batch(data: Any) -> TextPairBatch | ImageTextBatch:
     return data.on_after_batch_transfer(batch, 0)
 
 
-def _steps(data: Any, trainer: L.Trainer) -> str:
+def _spelled(seconds: float) -> str:
+    """A duration in two digits or more, in the unit that one would say."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _steps(data: Any, trainer: L.Trainer) -> tuple[int, str]:
+    """Of the whole training, and what that is of the data."""
     if isinstance(data.train_set, StreamedPairs):
-        return f"{trainer.max_steps:,}, of a stream without epochs"
+        return trainer.max_steps, ", of a stream without epochs"
     per_epoch = (data.epoch_samples or len(data.train_set)) // data.global_batch_size
     epochs, limit = trainer.max_epochs or -1, trainer.max_steps
     total = per_epoch * epochs if epochs > 0 else limit
     total = min(total, limit) if limit > 0 else total
-    return f"{total:,}, {per_epoch:,} in each epoch of the data"
+    return total, f", {per_epoch:,} in each epoch of the data"
 
 
 def _parts_table(stage: Stage) -> Table:
@@ -145,22 +205,31 @@ def _parts_table(stage: Stage) -> Table:
     return table
 
 
-def _memory_table(stage: Stage, batch: TextPairBatch | ImageTextBatch, texts: int, trainer: L.Trainer) -> Table:
+def _estimated_memory(
+    stage: Stage, batch: TextPairBatch | ImageTextBatch, samples: int, trainer: L.Trainer
+) -> dict[str, int]:
+    """Bytes by what they are for, when so many samples have a graph at a time."""
     weights = sum(one.numel() * one.element_size() for one in stage.parameters())
     gradients = sum(one.numel() * one.element_size() for one in stage.parameters() if one.requires_grad)
     with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in str(trainer.precision)):
-        activations = saved_bytes(stage, batch) * texts // len(batch.keys)
-    rows = {
+        activations = saved_bytes(stage, batch) * samples // len(batch.keys)
+    return {
         "weights": weights,
         "gradients": gradients,
         "optimizer": optimizer_bytes(stage),
-        f"activations of {texts:,} samples": activations,
+        f"activations of {samples:,} samples": activations,
     }
-    table = Table("", "MiB", title="memory of one device, estimated")
+
+
+def _memory_table(estimated: dict[str, int], measured: int, device: torch.device) -> Table:
+    table = Table("", "MiB", title="memory of one device")
     table.columns[1].justify = "right"
-    for name, count in {**rows, "together": sum(rows.values())}.items():
+    for name, count in {**estimated, "together, estimated": sum(estimated.values())}.items():
         table.add_row(name, f"{count / 2**20:,.0f}")
-    table.caption = f"activations: those of {len(batch.keys)} samples, scaled; without the loss and what libraries take"
+    table.add_section()
+    whole = "reserved on the GPU" if device.type == "cuda" else "the process with its libraries"
+    table.add_row(f"peak of the first steps, {whole}", f"{measured / 2**20:,.0f}")
+    table.caption = f"activations: those of {SAMPLES} samples, scaled; without the loss"
     return table
 
 

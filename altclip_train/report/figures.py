@@ -30,6 +30,7 @@ FIGURES = (
     Figure("Validation: cosine to the teacher", r"val/\w+_cosine"),
     Figure("Validation: squared error", r"val/\w+_mse"),
     Figure("Spread of the student's vectors, of the teacher's", r"train/spread"),
+    Figure("Share of captions that a batch has more than once", r"train/duplicate_captions"),
     Figure("Samples per second", r"throughput/samples_per_second"),
     Figure("Share of the time spent waiting for data", r"throughput/data_wait"),
     Figure("Text tokens per second", r"throughput/tokens_per_second"),

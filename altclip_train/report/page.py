@@ -11,7 +11,7 @@ from typing import Any
 
 from altclip_train import html
 from altclip_train.files import written_whole
-from altclip_train.model_card import STAGES, UNKNOWN, Scores, recipe, scores_by_kind, sources
+from altclip_train.model_card import STAGES, UNKNOWN, Scores, reading_order, recipe, scores_by_kind, sources
 from altclip_train.report.figures import Points, figures, write_png
 from altclip_train.report.record import RunRecord, Sample, read_record
 
@@ -82,8 +82,9 @@ def _setup(record: RunRecord) -> str:
     trained = [f"{name} ({_millions(part['trainable'])})" for name, part in counts.items() if part["trainable"]]
     frozen = [f"{name} ({_millions(part['frozen'])})" for name, part in counts.items() if part["frozen"]]
     # What has a start takes everything from there.
-    keys = ["start"] if record.document.get("start") is not None else ["clip", "student"]
-    bases = [f"{key} {record.document[key]}" for key in keys if record.document.get(key) is not None]
+    start = record.document.get("start")
+    bases = [f"{key} {record.document[key]}" for key in ("clip", "student") if record.document.get(key) is not None]
+    bases = bases if start is None else [start]
     devices = record.document.get("environment", {}).get("devices")
     lines = [
         f"{STAGES.get(facts.stage, facts.stage)}.",
@@ -239,14 +240,14 @@ def _scores_side_by_side(records: Mapping[str, RunRecord]) -> str:
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for letter, record in records.items():
         for one in record.facts.scores:
-            for metric, value in one.metrics.items():
+            for metric in sorted(one.metrics, key=reading_order):
                 key = (one.benchmark + (f" ({one.split})" if one.split else ""), one.language, metric)
-                found.setdefault(key, {})[letter] = value
+                found.setdefault(key, {})[letter] = one.metrics[metric]
     rows = []
     for (benchmark, language, metric), values in found.items():
-        best = max(values.values())
+        best, worst = max(values.values()), min(values.values())
         cells = [f"{100 * values[letter]:.1f}" if letter in values else "" for letter in records]
-        marks = [values.get(letter) == best and len(values) > 1 for letter in records]
+        marks = [values.get(letter) == best > worst for letter in records]
         cells = [f"<b>{cell}</b>" if mark else cell for cell, mark in zip(cells, marks, strict=True)]
         rows.append([escape(benchmark), escape(language), _heading(metric), *cells])
     return html.table(["benchmark", "language", "metric", *records], rows, text_columns=3) if rows else ""

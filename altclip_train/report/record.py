@@ -78,10 +78,15 @@ def read_record(run: Path) -> RunRecord:
         facts=read_run(run),
         document=runs.read_run_file(run),
         metrics=metrics,
-        samples=[Sample(**entry, picture=_decoded(code)) for entry, code in _read_samples(run / SAMPLES)],
+        samples=read_samples(run),
         bad_samples=_bad_samples(run / BAD_SAMPLES, metrics),
         finished=runs.is_finished(run),
     )
+
+
+def read_samples(run: Path) -> list[Sample]:
+    """What `write_samples` kept."""
+    return [Sample(**entry, picture=_decoded(code)) for entry, code in _read_samples(run / SAMPLES)]
 
 
 def write_samples(run: Path, dataset: PairDataset[Any], count: int) -> None:

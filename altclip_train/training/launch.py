@@ -9,15 +9,15 @@ import json
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)  # nodes of a cluster do not start at once
-WORK = timedelta(hours=2)  # of rank 0, such as to fetch a checkpoint; when it dies, so does its store
-_KEY = "altclip/from_rank_zero"
-_stores: list[TCPStore] = []  # rank 0 serves its own as long as it lives, so that none asks in vain
+WORK = timedelta(hours=2)  # of a rank, such as to fetch a checkpoint; when rank 0 dies, so does its store
 
 
 class Process(NamedTuple):
@@ -62,14 +62,21 @@ def from_rank_zero(make: Callable[[], str]) -> str:
     process = launched_process()
     if process is None:
         return make()
-    store = connect(process)
-    key = f"{_KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if process.rank > 0:
-        store.wait([key], WORK)
-        answer = json.loads(store.get(key))
-        if "error" in answer:
-            raise ValueError(f"rank 0 ended with: {answer['error']}")
-        return answer["value"]
+    store, key = connect(process), _fresh_key("from_rank_zero")
+    return _publish(store, key, make) if process.rank == 0 else _published(store, key, rank=0)
+
+
+def lowest(measure: Callable[[], int]) -> int:
+    """The lowest of what `measure` returns on the processes of a launcher, on every one. Raises as `from_rank_zero`."""
+    process = launched_process()
+    if process is None:
+        return measure()
+    store, key = connect(process), _fresh_key("lowest")
+    _publish(store, f"{key}/{process.rank}", measure)
+    return min(_published(store, f"{key}/{rank}", rank=rank) for rank in range(process.processes))
+
+
+def _publish(store: TCPStore, key: str, make: Callable[[], T]) -> T:
     try:
         value = make()
     except Exception as error:
@@ -79,6 +86,20 @@ def from_rank_zero(make: Callable[[], str]) -> str:
     return value
 
 
+def _published(store: TCPStore, key: str, *, rank: int) -> Any:
+    store.wait([key], WORK)
+    answer = json.loads(store.get(key))
+    if "error" in answer:
+        raise ValueError(f"rank {rank} ended with: {answer['error']}")
+    return answer["value"]
+
+
+def _fresh_key(name: str) -> str:
+    """The same on every process, and another one after torchrun has started all of them again."""
+    return f"altclip/{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+@cache  # one for each process, as long as it lives: rank 0 serves it, and none shall ask in vain
 def connect(process: Process) -> TCPStore:
     """A store that all processes share. Raises ConnectionError."""
     from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -93,5 +114,4 @@ def connect(process: Process) -> TCPStore:
             f"rank {process.rank} cannot reach rank 0 at {process.host}:{port} ({error}). "
             "`altclip doctor`, started in the same way, says which nodes do not reach each other"
         ) from error
-    _stores.append(store)
     return store

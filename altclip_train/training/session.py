@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -179,11 +180,14 @@ class SavedModule(Protocol):
 
 
 def ignore_expected_warnings() -> None:
-    """Leave out warnings that every run would print and that nobody can act upon."""
+    """Leave out warnings and notes that every run would print and that nobody can act upon."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its import has set another level
     # Lightning calls torch's older spelling of tree leaves.
     warnings.filterwarnings("ignore", r"`?isinstance\(treespec, LeafSpec\)`? is deprecated", FutureWarning)
     # data.val_texts=[] is a way to say that there is no validation.
     warnings.filterwarnings("ignore", r"Total length of `list` across ranks is zero")
+    # Trials of a size do not validate.
+    warnings.filterwarnings("ignore", r"You defined a `validation_step` but have no `val_dataloader`")
     # Steps are counted over the whole run, not in each epoch.
     warnings.filterwarnings("ignore", r"The number of training batches .* is smaller than the logging interval")
     # A resumed run goes on in its own directory.

@@ -122,3 +122,27 @@ def test_doctor_tries_the_processes_of_a_launcher():
     output = torchrun(2, 1, "-m", "altclip_train.cli", "doctor")
     assert "2 processes on 1 node reach each other" in output
     assert "a sum over 2 processes" in output
+
+
+SMALLER = """
+import os
+from altclip_train.training import sizes
+sizes.largest_that_fits = lambda *_, **__: [7, 3][int(os.environ["RANK"])]  # as if the second device had less memory
+"""
+
+
+def test_a_size_that_is_measured_is_that_of_the_rank_with_the_least_memory(workspace: Workspace):
+    directory = workspace.new_directory()
+    script = workspace.new_file()
+    script.write_text(LATE.replace("sys.argv[0] =", SMALLER + "sys.argv[0] ="))
+    place = f"hydra.run.dir={directory}"
+    overrides = workspace.overrides("stage=teacher", "batch_size=auto", "trainer.devices=2", place)
+    output = torchrun(1, 2, str(script), *overrides)
+    assert output.count("batch_size=auto: 3 samples on each of 2 device(s), so data.global_batch_size=6") == 1
+    assert "global_batch_size: 6" in (directory / "config.yaml").read_text()
+
+
+def test_lightnings_own_processes_take_the_number_of_their_parent(workspace: Workspace):
+    run = workspace.run("stage=teacher", "stage.micro_batch=auto", "trainer.devices=2")
+    assert "micro_batch: null" in (run.directory / "config.yaml").read_text()
+    assert list(run.metrics("train/loss")) == [0, 1, 2, 3]

@@ -60,6 +60,15 @@ def test_two_ranks_choose_the_same_dated_directory_and_evaluate_once(workspace: 
     assert done.stdout.count("benchmark") == 1
 
 
+def test_a_dry_run_on_two_ranks_is_told_once_and_writes_nothing(workspace: Workspace):
+    outputs = workspace.new_directory()
+    done = workspace.run_command("stage=teacher", f"outputs={outputs}", "trainer.devices=2", "dry_run=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("global batch: 8 = 4 on each of 2 device(s)") == 1
+    assert done.stdout.count("measured here over 3 steps") == 1
+    assert not outputs.exists()
+
+
 def test_run_of_two_ranks_resumes_on_one(workspace: Workspace):
     directory = workspace.new_directory()
     overrides = ["stage=teacher", "data.epoch_samples=24", "trainer.max_steps=-1"]

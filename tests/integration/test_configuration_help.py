@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from altclip_train.cli import configs, main
-from altclip_train.report.dry_run import dry_run, optimizer_bytes, saved_bytes
+from altclip_train.report.dry_run import StepTimer, dry_run, optimizer_bytes, saved_bytes
 from altclip_train.report.record import parameter_counts
 from tests.workspace import REPOSITORY, Workspace
 
@@ -116,6 +116,33 @@ def test_a_dry_run_says_what_training_would_be_and_writes_nothing(
     )
     assert re.search(rf"{frozen} +│ +│ +{count:,} ", printed)
     assert all(key in printed for key in batch.keys)
+    timed = re.search(r"time: 4 steps, about 0 s at (\S+) s a step, measured here over 3 steps", printed)
+    assert timed
+    assert 0 < float(timed[1]) < 1
+    assert re.search(r"peak of the first steps, the process with its libraries +│ +[1-9]", printed)
+
+
+def test_a_dry_run_writes_no_embeddings_and_no_checkpoint(workspace: Workspace, capsys: pytest.CaptureFixture[str]):
+    directory = workspace.new_directory()
+    overrides = workspace.overrides("stage=teacher", "data.embeddings=fill", "trainer.max_steps=40")
+    config = workspace.compose(*overrides, "callbacks.checkpoints.every_n_train_steps=1", directory=directory)
+    workspace.data("stage=teacher")  # indexes the shards
+    before = sorted(workspace.root.rglob("*"))
+    dry_run(config)
+    assert sorted(workspace.root.rglob("*")) == before
+    printed = capsys.readouterr().out
+    assert "time: 40 steps" in printed
+    assert "over 3 steps" in printed
+    assert "data.embeddings=fill: the steps after the first epoch are faster" in printed
+
+
+def test_the_time_of_a_training_is_that_of_its_steps_but_the_first():
+    timer = StepTimer()
+    timer.times = [5.0, 5.5, 6.5, 7.25]
+    assert timer.estimate(3120).startswith("time: 3,120 steps, about 39 min at 0.75 s a step, measured here over 3")
+    assert "about 7.5 h at" in timer.estimate(36_000)
+    timer.times = [5.0]
+    assert timer.estimate(1) == "time: 1 steps are too few to be timed"
 
 
 def test_the_optimizer_takes_what_the_dry_run_says(workspace: Workspace):
@@ -144,7 +171,7 @@ def test_what_is_kept_for_backward_grows_with_the_batch_and_is_little_for_what_i
 def test_dry_run_of_the_command_makes_no_run_directory(workspace: Workspace, tmp_path: Path):
     done = workspace.run_command("stage=teacher", "dry_run=true", f"outputs={tmp_path}/outputs")
     assert done.returncode == 0, done.stderr
-    assert "memory of one device, estimated" in done.stdout
+    assert "memory of one device" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -139,7 +139,16 @@ def test_comparison_shows_what_differs_and_both_curves(workspace: Workspace, con
     assert re.search(r"stage.optimizer.lr</td><td[^>]*>0.0003</td><td[^>]*>1e-05", settings)
     assert str(other.directory) not in settings
     assert "data.global_batch_size" not in settings
+    names = re.findall(r"text→image (R@\d+)", text[text.index("<h2>Scores") :])
+    assert names[:3] == ["R@1", "R@5", "R@10"]
     assert text.count("<polyline") >= 2 * len(figures({"train/loss": [(0, 1.0)], "train/logit_scale": [(0, 1.0)]}))
+
+
+def test_where_all_runs_score_the_same_none_is_the_best(contrastive: TrainedRun, tmp_path: Path):
+    target = tmp_path / "same.html"
+    main(["report", str(contrastive.directory), str(contrastive.directory), "--output", str(target)])
+    assert "mean recall" in target.read_text(encoding="utf-8")
+    assert "<b>" not in target.read_text(encoding="utf-8")
 
 
 def test_a_report_that_cannot_be_written_stops_no_run(workspace: Workspace, caplog: pytest.LogCaptureFixture):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from altclip_train.training import launch
-from altclip_train.training.launch import Process, from_rank_zero, launched_process
+from altclip_train.training.launch import Process, from_rank_zero, launched_process, lowest
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "x",
@@ -43,6 +43,7 @@ def start(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 def test_without_a_launcher_nothing_is_asked():
     assert launched_process() is None
     assert from_rank_zero(lambda: "here") == "here"
+    assert lowest(lambda: 3) == 3
 
 
 def test_torchrun_says_rank_and_place(monkeypatch: pytest.MonkeyPatch):
@@ -61,7 +62,7 @@ def test_a_shell_inside_a_slurm_job_is_no_process_of_a_run(monkeypatch: pytest.M
     assert launched_process() is None
 
 
-def on_three(monkeypatch: pytest.MonkeyPatch, make) -> list:
+def on_three(monkeypatch: pytest.MonkeyPatch, make, agree=from_rank_zero) -> list:
     """What three processes, here threads, get; the last one first, since rank 0 may come late."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -69,7 +70,7 @@ def on_three(monkeypatch: pytest.MonkeyPatch, make) -> list:
     ranks = iter([2, 1, 0])
     monkeypatch.setattr(launch, "launched_process", lambda: Process(next(ranks), 3, "127.0.0.1", port, 0, agent=False))
     with ThreadPoolExecutor(3) as pool:
-        return [pool.submit(from_rank_zero, lambda n=n: make(n)) for n in range(3)]
+        return [pool.submit(agree, lambda n=n: make(n)) for n in range(3)]
 
 
 def test_all_get_what_rank_zero_made(monkeypatch: pytest.MonkeyPatch):
@@ -82,6 +83,21 @@ def test_all_end_when_rank_zero_fails(monkeypatch: pytest.MonkeyPatch):
 
     for future in on_three(monkeypatch, fail):
         with pytest.raises((ValueError, FileNotFoundError), match="no checkpoint in outputs/x"):
+            future.result(30)
+
+
+def test_the_lowest_number_is_everybodys(monkeypatch: pytest.MonkeyPatch):
+    assert [future.result(30) for future in on_three(monkeypatch, lambda n: [12, 7, 9][n], lowest)] == [7, 7, 7]
+
+
+def test_all_end_when_one_cannot_measure(monkeypatch: pytest.MonkeyPatch):
+    def fail(n: int) -> int:
+        if n == 1:
+            raise ValueError("no memory")
+        return n
+
+    for future in on_three(monkeypatch, fail, lowest):
+        with pytest.raises(ValueError, match="no memory"):
             future.result(30)
 
 

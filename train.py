@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from altclip_train.checks import check_start
 from altclip_train.command import run_main
+from altclip_train.data.processes import start_loader_server
 from altclip_train.errors import short_errors
 from altclip_train.training.launch import own_rank
 from altclip_train.training.resolvers import register_resolvers
@@ -28,6 +29,8 @@ register_resolvers()
 def train(config: DictConfig, directory: Path) -> L.Trainer:
     """Train the stage that ``config`` describes; everything that the run leaves lies in ``directory``."""
     check_start(directory, rank=own_rank())
+    if config.data.get("num_workers", 0) > 0:
+        start_loader_server("hydra")  # it imports torch while this process imports Lightning and makes the model
     # Here, so that loader processes, which import this file, start without Lightning.
     import lightning as L
 

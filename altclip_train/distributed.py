@@ -142,7 +142,7 @@ def on_every_rank(function: Callable[[], T], group: Group = None) -> T:
 class _GlobalMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local_sum: Tensor, local_count: int, group: Group) -> Tensor:
-        totals = all_reduce_sum(torch.stack([local_sum, local_sum.new_tensor(float(local_count))]), group)
+        totals = all_reduce_sum(torch.stack([local_sum, local_sum.new_full((), float(local_count))]), group)
         ctx.scale = world_size(group) / totals[1]
         return totals[0] / totals[1]
 

@@ -83,7 +83,9 @@ class TextPairBatch(NamedTuple):
 class ImageTextBatch(NamedTuple):
     """Stage two: B image-text pairs."""
 
-    pixel_values: Tensor | None  # (B, 3, R, R) float32, normalised, without the cached ones; None: no picture
+    # Of the pictures that are not cached; None: of none. Loaders give (B, R, R, 3) uint8, a quarter of the bytes;
+    # the datamodule makes (B, 3, R, R) float32, normalised, of them on the device that trains.
+    pixel_values: Tensor | None
     text: PackedTokens  # B texts
     caption_ids: Tensor  # (B,) int64, hash of each caption: equal captions have equal ids
     languages: list[str]  # B languages of the captions

@@ -6,7 +6,8 @@ With ``--peers PYTHON``, the interpreter of the peers' environment (peers.txt), 
 Makes shards of synthetic 640 x 480 JPEGs and of parallel texts once, below --directory, then measures in turns:
 
     raw             Pillow alone, from memory: decode and resize, the limit of any loader; raw_draft by `Image.draft`
-    ours, ours_draft        ImageTextDataset behind a DataLoader; with data.draft_jpeg
+    ours, ours_draft        PairDataset behind a DataLoader: 8-bit pixels, as they go to the device; by data.draft_jpeg
+    ours_float, ours_draft_float    the same, and normalised to float32 on this core: in a training, the device's work
     peer            WebDataset(resampled) + shuffle + decode("pil") + map + to_tuple + batched, WebLoader, with our
                     transform on its pictures: the same pixels; one text tokenized at a time and padded
     peer_usual      the same with the transform that torchvision's ToTensor and Normalize would make
@@ -30,9 +31,11 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,35 +48,38 @@ from torch.utils.data import DataLoader
 
 from altclip_train.data.dataset import PairDataset
 from altclip_train.data.decoders import ImageTextDecoder, TextPairDecoder
+from altclip_train.data.processes import start_loader_server
 from altclip_train.data.sampler import PlannedBatchSampler
 from altclip_train.data.samples import decode_image
 from altclip_train.processing import CLIPTokenizer, ImageTransform, XLMRTokenizer
 from altclip_train.processing.training import train_clip_bpe, train_sentencepiece
-from altclip_train.types import PackedTokens
+from altclip_train.types import ImageTextBatch, PackedTokens
 
 PICTURES_PER_SHARD, TEXTS_PER_SHARD = 500, 10_000
 MEASURED = {
-    "pictures": ["raw", "raw_draft", "ours", "ours_draft", "peer", "peer_usual"],
+    "pictures": ["raw", "raw_draft", "ours", "ours_draft", "ours_float", "ours_draft_float", "peer", "peer_usual"],
     "texts": ["ours_texts", "peer_texts", "ours_strings", "peer_strings"],
 }
 OPEN_CLIP = {"open_clip": "pictures", "open_clip_texts": "texts"}
 AIMS = {
-    "ours / peer": 1.2,
-    "ours_draft / peer": 2.2,
+    "ours_float / peer": 1.2,
+    "ours_draft_float / peer": 2.2,
     "ours / raw": 0.9,
     "ours_draft / raw_draft": 0.9,
     "ours_texts / peer_texts": 8.0,
     "ours_strings / peer_strings": 8.0,
-    "ours / open_clip": 1.2,
-    "ours_draft / open_clip": 2.2,
+    "ours_float / open_clip": 1.2,
+    "ours_draft_float / open_clip": 2.2,
     "ours_texts / open_clip_texts": 8.0,
 }
 FIRST_BATCH = {
-    "pictures, no index yet": ("ours", "0", "new"),
+    "pictures, no index yet": ("ours", "0", "no_index"),
     "pictures": ("ours", "0", "indexed"),
     "pictures, one loader process": ("ours", "1", "indexed"),
+    "pictures, one loader process, its server at hand": ("ours", "1", "at_hand"),
     "texts": ("ours_texts", "0", "indexed"),
     "texts, one loader process": ("ours_texts", "1", "indexed"),
+    "texts, one loader process, its server at hand": ("ours_texts", "1", "at_hand"),
 }
 
 
@@ -158,7 +164,7 @@ def ours(root: Path, kind: str) -> PairDataset:
         tokenizer=tokenizers(root)[1],
         image_transform=transform,
         max_length=MAX_LENGTH,
-        draft=transform.resized_size if kind == "ours_draft" else None,
+        draft=transform.resized_size if "draft" in kind else None,
     )
     sources = [{"urls": str(root / "pictures-*.tar"), "languages": ["en"]}]
     return PairDataset(sources=sources, plan_seed=0, decoder=pictures)
@@ -172,6 +178,13 @@ def our_loader(root: Path, kind: str, batch_size: int, workers: int = 0) -> Data
     context = "forkserver" if workers else None
     options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": context}
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=as_it_is, **options)
+
+
+def normalized(batches: Iterable[ImageTextBatch]) -> Iterator[torch.Tensor]:
+    transform = ImageTransform(size=SIDE, crop_size=SIDE)
+    for batch in batches:
+        assert batch.pixel_values is not None
+        yield transform.normalize(batch.pixel_values)
 
 
 def as_it_is(batch: Any) -> Any:
@@ -235,15 +248,28 @@ def jpegs(root: Path) -> list[bytes]:
 def batches_of(root: Path, kind: str, batch_size: int) -> Iterable[Any]:
     if kind.startswith("raw"):
         return raw(root, kind == "raw_draft", batch_size)
-    return our_loader(root, kind, batch_size) if kind.startswith("ours") else peer_loader(root, kind, batch_size)
+    if not kind.startswith("ours"):
+        return peer_loader(root, kind, batch_size)
+    batches = our_loader(root, kind, batch_size)
+    return normalized(batches) if kind.endswith("_float") else batches
 
 
-def measure_first_batch(root: Path, kind: str, workers: int, indexed: bool) -> dict[str, float]:
-    """Seconds from the making of the dataset to its first batch."""
-    if not indexed:
+def measure_first_batch(root: Path, kind: str, workers: int, state: str) -> dict[str, float]:
+    """Seconds from the making of the dataset to its first batch.
+
+    The server of loader processes begins with them, and has yet to import torch; or it is "at_hand" before, as in a
+    training, where it imports while Lightning is imported and the model is made.
+    """
+    if state == "no_index":
         for index in root.glob("*.idx"):
             index.unlink()
+    if state == "at_hand":
+        start_loader_server("webdataset")
+        with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
+            pool.submit(os.getpid).result()
     start = time.perf_counter()
+    if workers:
+        start_loader_server("webdataset")  # which this script imports, and a training does not
     next(iter(our_loader(root, kind, BATCH["pictures" if kind == "ours" else "texts"], workers)))
     return {"seconds": time.perf_counter() - start}
 
@@ -281,7 +307,7 @@ def measure(root: Path, what: str, *options: str) -> dict[str, float]:
         batch_size = BATCH["pictures" if kind in MEASURED["pictures"] else "texts"]
         return rate(batches_of(root, kind, batch_size), batch_size, float(options[1]))
     if what == "first_batch":
-        return measure_first_batch(root, options[0], int(options[1]), options[2] == "indexed")
+        return measure_first_batch(root, options[0], int(options[1]), options[2])
     return measure_draft(root)
 
 

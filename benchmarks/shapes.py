@@ -22,6 +22,20 @@ CLIP_B32: dict[str, Any] = {
     "projection_dim": 512,
     "logit_scale_init_value": 2.6592,
 }
+CLIP_L14: dict[str, Any] = {
+    **CLIP_B32,
+    "vision": {**CLIP_B32["vision"], "patch_size": 14, "hidden_size": 1024, "num_hidden_layers": 24}
+    | {"num_attention_heads": 16, "intermediate_size": 4096},
+    "text": {**CLIP_B32["text"], "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "projection_dim": 768,
+}
+NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+CLIPS: dict[str, dict[str, Any]] = {
+    "tiny": {**CLIP_B32, "vision": {**CLIP_B32["vision"], **NARROW}, "text": {**CLIP_B32["text"], **NARROW}},
+    "small": CLIP_B32,
+    "base": CLIP_B32,
+    "large": CLIP_L14,
+}
 STUDENTS: dict[str, dict[str, Any]] = {
     "tiny": {"vocab_size": 500, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     | {"intermediate_size": 64},
@@ -29,6 +43,8 @@ STUDENTS: dict[str, dict[str, Any]] = {
     | {"intermediate_size": 1536},
     "base": {"vocab_size": 250_002, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
     | {"intermediate_size": 3072},
+    "large": {"vocab_size": 250_002, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    | {"intermediate_size": 4096},
 }
 
 
@@ -49,10 +65,7 @@ def write_models(directory: Path, size: str) -> None:
     if (directory / "altclip" / "config.json").exists():
         return
     torch.manual_seed(0)
-    shape = CLIP_B32
-    if size == "tiny":
-        narrow = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-        shape = {**CLIP_B32, "vision": {**CLIP_B32["vision"], **narrow}, "text": {**CLIP_B32["text"], **narrow}}
+    shape = CLIPS[size]
     build_clip(**shape).save_pretrained(directory / "clip")
     student = build_text_student(
         student=None,

@@ -27,7 +27,7 @@ import torch
 
 PACKAGES = ("torch", "altclip_train", "transformers", "open_clip_torch", "sentence-transformers", "clip-benchmark")
 CEILING = "ceiling"  # the side that does nothing but large matrix products
-CEILING_SIZE, CEILING_PRODUCTS = 2048, 8
+CEILING_SIZES, CEILING_PRODUCTS = {"cpu": 2048, "cuda": 8192}, 8
 Round = Callable[[int], Mapping[str, Any]]
 
 
@@ -92,8 +92,8 @@ def autocast(options: argparse.Namespace) -> torch.autocast:
 
 
 def _ceiling(options: argparse.Namespace) -> Round:
-    dtype = getattr(torch, options.dtype)
-    a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, dtype=dtype, device=options.device) for _ in range(2))
+    dtype, size = getattr(torch, options.dtype), CEILING_SIZES[options.device]
+    a, b = (torch.randn(size, size, dtype=dtype, device=options.device) for _ in range(2))
 
     def products(_: int) -> Mapping[str, Any]:
         times = []
@@ -101,7 +101,7 @@ def _ceiling(options: argparse.Namespace) -> Round:
             with timed() as seconds:
                 a @ b
             times.append(seconds["seconds"])
-        return {"flops_per_second": 2 * CEILING_SIZE**3 / min(times)}
+        return {"flops_per_second": 2 * size**3 / min(times)}
 
     return products
 
@@ -285,6 +285,8 @@ def report(
     """Print the tables of a result, and write it as JSON. `per_round`: how many of `unit` a round does."""
     from tables import render
 
+    if options.device == "cuda":
+        rows = [{**row, "aim": None} for row in rows]  # aims are of a CPU
     measured = {}
     ceilings = [side for side in (sides or {}).values() if side.name == CEILING]
     for name, side in (sides or {}).items():
@@ -315,7 +317,9 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     name, flags = _processor()
     widest = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "")
-    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{name} ({widest})"
+    device = f"{name} ({widest})"
+    if options.device == "cuda":
+        device = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
     return {
         "device": device,
         "threads": options.threads,

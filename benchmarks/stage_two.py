@@ -63,6 +63,7 @@ class Ours:
         self.cached: list[Tensor] = []
         if options.side == "ours_cached":
             self.cached = [self.encode(pictures(options, n)) for n in range(len(self.texts))]
+        self.flops = [self.flops_of(number) for number in range(len(self.texts))]
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         with torch.no_grad(), sides.autocast(self.options):
@@ -81,9 +82,9 @@ class Ours:
         self.optimizer.zero_grad()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
-        return {"loss": loss.item(), "compute_seconds": compute["seconds"], "flops": self.flops(number)}
+        return {"loss": loss.item(), "compute_seconds": compute["seconds"], "flops": self.flops[number]}
 
-    def flops(self, number: int) -> float:
+    def flops_of(self, number: int) -> float:
         from altclip_train.models.flops import image_flops, text_flops
 
         projection = 2 * self.model.text_projection.weight.numel() * self.options.batch

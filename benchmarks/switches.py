@@ -39,21 +39,25 @@ def side(options: argparse.Namespace) -> None:
             shape = {**shape, "vocab_size": vocabulary}
         student = build_text_student(
             student=None, project_dim=512, max_position_embeddings=514, pad_token_id=shapes.PAD, **shape
-        ).train()
+        )
+        student.train().to(options.device)
         student.embeddings.word_embeddings.requires_grad_(options.side != "locked")
         set_gradient_checkpointing(student, options.side == "checkpointing")
         if options.side == "compiled":
             compile_blocks(student)
         trained = [p for p in student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameter_groups(student, 0.01), lr=1e-4, fused=True)
-        packed = [pack_padded(*shapes.draw_texts(2 * options.batch, vocabulary, n)) for n in range(options.steps)]
-        targets = torch.randn(2 * options.batch, 512)
+        drawn = [shapes.draw_texts(2 * options.batch, vocabulary, n).to(options.device) for n in range(options.steps)]
+        packed = [pack_padded(*texts) for texts in drawn]
+        targets = torch.randn(2 * options.batch, 512, device=options.device)
 
         def steps(_: int) -> Mapping[str, Any]:
             with sides.timed() as update:
                 pass
             for texts in packed:
-                distillation_loss(student.encode_packed(texts), targets).backward()
+                with sides.autocast(options):
+                    loss = distillation_loss(student.encode_packed(texts), targets)
+                loss.backward()
                 with sides.timed() as part:
                     torch.nn.utils.clip_grad_norm_(trained, 1.0)
                     optimizer.step()
@@ -75,6 +79,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         return side(options)
+    title = f"Switches of stage one, {options.size}, {options.dtype}"
+    if reason := sides.without_bfloat16(options):
+        return sides.report(options, title, [], not_applicable=reason)
     arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "steps")]
     done = sides.take_turns(options, options.only, [], arguments)
     rows = [row for name in SIDES[1:] for row in sides.faster(done, name, SIDES[0])]
@@ -83,7 +90,6 @@ def main() -> None:
         seconds = [value / options.steps for value in done[name].column("update_seconds")]
         rows.append(sides.row(f"{name}: after backward, a step", seconds, "s"))
     pairs = options.batch * options.steps
-    title = f"Switches of stage one, {options.size}, {options.dtype}"
     return sides.report(options, title, rows, done, per_round=pairs, unit="pairs", batch=options.batch)
 
 

@@ -59,14 +59,14 @@ def load(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """How many times as fast as each peer: median and range of the rounds, and the aim."""
+    """How many times as fast as each peer, where there is an aim or a GPU: median and range of the rounds."""
     from matplotlib.figure import Figure
 
     rows = [
         (f"{_short_title(result)}: {row['what']}", row)
         for result in results.values()
         for row in result["rows"]
-        if row["unit"] == "times" and row["values"]
+        if row["unit"] == "times" and row["values"] and (row["aim"] is not None or _on_gpu(result))
     ]
     figure = Figure(figsize=(11, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -93,7 +93,12 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def _short_title(result: Mapping[str, Any]) -> str:
     batch = result["facts"].get("batch")
-    return result["title"].removesuffix(", float32") + (f", batch {batch}" if isinstance(batch, int) else "")
+    title = result["title"].removesuffix(", float32") + (f", batch {batch}" if isinstance(batch, int) else "")
+    return f"GPU: {title}" if _on_gpu(result) else title
+
+
+def _on_gpu(result: Mapping[str, Any]) -> bool:
+    return "(CUDA" in result["machine"]["device"]
 
 
 def _side(name: str, side: Mapping[str, Any]) -> list[str]:

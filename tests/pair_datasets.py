@@ -45,15 +45,10 @@ def png(colour):
 
 
 class FirstPixel:
-    """In place of an image transform: the colour of the corner, not normalised."""
-
-    crop_size = 1
+    """In place of an image transform: the colour of the corner."""
 
     def cropped(self, image):
         return np.asarray(image.convert("RGB"))[:1, :1]
-
-    def normalize(self, pixels, *, out):
-        out[:] = pixels.transpose(2, 0, 1)
 
 
 def shift_red(image, generator):

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,6 +105,9 @@ class Proxy:
     cut_after: int = 0  # bytes of an answer
     bytes_per_second: float = float("inf")
     passed: int = 0  # bytes of answers
+    asked: int = 0  # bytes of requests
+    stop_after: float = float("inf")  # bytes of requests, before `on_stop` is called once
+    on_stop: Callable[[], None] = lambda: None
 
     def pump(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
         cut = answers and self.cuts > 0
@@ -115,6 +118,11 @@ class Proxy:
                     time.sleep(len(data) / self.bytes_per_second)
                     passed += len(data)
                     self.passed += len(data)
+                else:
+                    self.asked += len(data)
+                    if self.asked > self.stop_after:
+                        self.stop_after = float("inf")
+                        self.on_stop()
                 if cut and self.cuts > 0 and passed > self.cut_after:
                     self.cuts -= 1
                     break

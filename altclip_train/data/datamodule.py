@@ -177,6 +177,12 @@ class ImageTextData(TrainingData):
         )
         self.train_set = self._for_training(self.image_texts, decoder)
 
+    def on_after_batch_transfer(self, batch: ImageTextBatch, dataloader_idx: int) -> ImageTextBatch:  # noqa: ARG002
+        """The batch with its pictures normalised, where they are: Lightning calls this when that is the device."""
+        if batch.pixel_values is None:
+            return batch
+        return batch._replace(pixel_values=self.image_transform.normalize(batch.pixel_values))
+
     def cache_vectors_of(self, model: DualEncoder) -> None:
         """Let batches come with what the cache holds of this model's image features, instead of the pictures."""
         if self.augment is not None:

@@ -55,11 +55,7 @@ class Packer(Protocol):
 class PictureTransform(Protocol):
     """The part of :class:`~altclip_train.processing.ImageTransform` that decoders use."""
 
-    crop_size: int
-
     def cropped(self, image: Image.Image) -> np.ndarray: ...
-
-    def normalize(self, pixels: np.ndarray, *, out: np.ndarray) -> None: ...
 
 
 class Decoder(Protocol[Record]):
@@ -121,11 +117,12 @@ class TextPairDecoder:
         others = sorted(captions.keys() - {ENGLISH} if self.languages is None else captions.keys() & self.languages)
         if not others:
             raise BadSample("language_missing", f"languages: {', '.join(captions)}")
-        lengths = {language: len(captions[language]) for language in (ENGLISH, *others)}
-        if len(set(lengths.values())) > 1:
+        entries = len(captions[ENGLISH])
+        if any(len(captions[language]) != entries for language in others):
+            lengths = {language: len(captions[language]) for language in (ENGLISH, *others)}
             raise BadSample("captions_unaligned", f"numbers of texts: {lengths}")
         language = others[draw("language", len(others))]
-        place = draw("caption", lengths[ENGLISH])
+        place = draw("caption", entries)
         target = None if cache is None else cache(place)
         return TextPair(key, language, captions[language][place], captions[ENGLISH][place], target)
 
@@ -212,7 +209,7 @@ class ImageTextDecoder:
         cached, _ = _join([record.features for record in records])
         pictures = [record.pixels for record in records if record.pixels is not None]
         return ImageTextBatch(
-            pixel_values=self._normalized(pictures) if pictures else None,
+            pixel_values=_stacked(pictures) if pictures else None,
             text=self.tokenizer.pack(captions, self.max_length),
             caption_ids=torch.tensor([caption_id(caption) for caption in captions]),
             languages=[record.language for record in records],
@@ -221,21 +218,17 @@ class ImageTextDecoder:
             cached=cached,
         )
 
-    def _normalized(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pixel values (B, 3, R, R) float32 of (R, R, 3) pictures, each written where it stays."""
-        side = self.image_transform.crop_size
-        values = _new_batch(len(pictures), 3, side, side)
-        for pixels, out in zip(pictures, values.numpy(), strict=True):
-            self.image_transform.normalize(pixels, out=out)
-        return values
 
-
-def _new_batch(*shape: int) -> Tensor:
-    """An empty float32 tensor; of a loader process, in memory that the trainer shares, so that nothing is copied."""
+def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Pictures (B, R, R, 3) uint8; of a loader process, in memory that the trainer shares: nothing is copied again."""
     if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.float32))  # NumPy asks for huge pages, torch does not
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as torch's own collate makes it
-    return torch.empty(0).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue] - the stub wants a typed storage
+        return torch.from_numpy(np.stack(pictures))
+    shape = (len(pictures), *pictures[0].shape)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collate makes it
+    batch = torch.empty(0, dtype=torch.uint8)
+    batch.set_(storage, 0, shape)  # pyright: ignore[reportCallIssue] - the stub wants a typed storage
+    np.stack(pictures, out=batch.numpy())
+    return batch
 
 
 def _join(found: Sequence[Cached | None]) -> tuple[CachedVectors | None, list[int]]:

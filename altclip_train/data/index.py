@@ -54,14 +54,15 @@ class ShardIndex:
         return len(self.sample_starts) - 1
 
     def key(self, sample: int) -> str:
-        start, end = self.key_starts[sample : sample + 2].tolist()
+        start, end = _bounds(self.key_starts, sample)
         return self.key_bytes[start:end].decode("utf-8", "surrogateescape")
 
     def members(self, sample: int) -> list[Member]:
-        start, end = self.sample_starts[sample : sample + 2].tolist()
-        offsets, sizes = self.member_offsets[start:end].tolist(), self.member_sizes[start:end].tolist()
-        names = [self.fields[i] for i in self.member_fields[start:end].tolist()]
-        return list(map(Member, names, offsets, sizes))
+        # One number at a time: a sample has few members, and a slice of an array takes as long as eight numbers.
+        fields, offsets, sizes = self.member_fields.item, self.member_offsets.item, self.member_sizes.item
+        return [
+            Member(self.fields[fields(i)], offsets(i), sizes(i)) for i in range(*_bounds(self.sample_starts, sample))
+        ]
 
     @classmethod
     def open(cls, path: Path) -> ShardIndex:
@@ -156,6 +157,10 @@ class ShardIndex:
             saved=True,
             **arrays,
         )
+
+
+def _bounds(starts: np.ndarray, sample: int) -> tuple[int, int]:
+    return starts.item(sample), starts.item(sample + 1)
 
 
 def index_path(shard: Path) -> Path:

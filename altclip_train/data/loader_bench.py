@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
 from altclip_train.data.dataset import PairDataset
 from altclip_train.data.decoders import ImageTextDecoder, Packer, TextPairDecoder
-from altclip_train.data.processes import available_cpus
+from altclip_train.data.processes import available_cpus, start_loader_server
 from altclip_train.data.sampler import PlannedBatchSampler, already_a_batch
 from altclip_train.data.samples import BadSample, decode_captions, decode_image, is_image_field
 from altclip_train.data.sources import Source, language_code
@@ -85,9 +84,7 @@ def measure_stages(dataset: PairDataset[Any], seconds: float) -> Stages:
             captions = stages.timed("captions", decode_captions, members, default_language="und")
             if isinstance(decoder, ImageTextDecoder):
                 image = stages.timed("decode", decode_image, members)
-                pixels = stages.timed("resize", decoder.image_transform.cropped, image)
-                values = np.empty((3, *pixels.shape[:2]), np.float32)
-                stages.timed("normalize", decoder.image_transform.normalize, pixels, out=values)
+                stages.timed("resize", decoder.image_transform.cropped, image)
         except (BadSample, OSError):
             continue
         stages.samples += 1
@@ -169,7 +166,6 @@ def verdict(stages: Stages, rates: Sequence[LoaderRate]) -> str:
         "captions": "parsing captions",
         "decode": "decoding pictures (data.draft_jpeg=true decodes large JPEGs faster)",
         "resize": "resizing pictures",
-        "normalize": "normalising pixels",
         "tokenize": "tokenizing",
     }
     share = stages.seconds[stages.limit] / sum(stages.seconds.values())
@@ -182,6 +178,10 @@ def verdict(stages: Stages, rates: Sequence[LoaderRate]) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print, and write JSON where asked."""
+    cpus = available_cpus()
+    workers = options.workers or sorted({0, 1, *(2**i for i in range(1, 12) if 2**i <= cpus)})
+    if any(workers):
+        start_loader_server()  # as a training does, before anything else
     language = None if options.language is None else language_code(options.language)
     dataset = open_dataset(
         options.urls,
@@ -190,8 +190,6 @@ def run(options: argparse.Namespace) -> None:
         size=options.size,
         max_length=options.max_length,
     )
-    cpus = available_cpus()
-    workers = options.workers or sorted({0, 1, *(2**i for i in range(1, 12) if 2**i <= cpus)})
     stages = measure_stages(dataset, options.seconds)
     rates = [measure_loader(dataset, count, options.seconds) for count in workers]
     print_bench(stages, rates, Console())

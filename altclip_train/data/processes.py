@@ -7,17 +7,31 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 Shared = TypeVar("Shared")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+_LOADER_MODULES = ("altclip_train.data.dataset",)  # by name: whoever begins the server may be before these imports
+
 _shared: Any = None  # of a worker process
 
 
 def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_loader_server(*modules: str) -> None:
+    """Begin the process that loader processes are forked from, where none is there.
+
+    To import torch takes it a second or two. Begun before this process imports what it needs itself, it is ready when
+    a loader is. ``modules`` are what it imports beside those of the dataset: loader processes run the main script's
+    imports too.
+    """
+    multiprocessing.set_forkserver_preload([*_LOADER_MODULES, *modules])
+    forkserver.ensure_running()
 
 
 def map_processes(

@@ -13,7 +13,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
@@ -127,6 +129,34 @@ def write(url: RemoteUrl, data: bytes, patience: Patience) -> bool:
     return True
 
 
+def upload(file: Path, url: RemoteUrl, patience: Patience) -> None:
+    """Copy a local file to a remote place, whole at each attempt, and look at its size there.
+
+    A transfer slower than 1 MB/s is given up.
+    Raises FileNotFoundError where there is no such bucket, PermissionError, Unreachable.
+    """
+    size = file.stat().st_size
+    seconds = max(patience.answer, size / 1e6)
+    patience = replace(patience, answer=seconds, total=patience.total + seconds)
+
+    def attempt(remote: _Remote) -> None:
+        remote.call(remote.filesystem.put_file, str(file), remote.path)
+        remote.filesystem.invalidate_cache()
+        if (found := remote.call(remote.filesystem.size, remote.path)) != size:
+            raise ConnectionError(f"{found} bytes are there of {size} that were sent")
+
+    try:
+        _patiently(url, patience, attempt)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{url} cannot be written: its bucket or directory does not exist") from None
+
+
+def remove(url: RemoteUrl, patience: Patience) -> None:
+    """Remove a remote file, where there is one. Raises PermissionError, Unreachable."""
+    with suppress(FileNotFoundError):
+        _patiently(url, patience, lambda remote: remote.call(remote.filesystem.rm_file, remote.path))
+
+
 def download(url: RemoteUrl, state: ShardState, descriptor: int, patience: Patience) -> None:
     """Copy a remote file of ``state`` into an open local file; a transfer that breaks goes on where it broke.
 
@@ -231,6 +261,8 @@ def _options(scheme: str, seconds: float) -> dict[str, Any]:
         }
     if scheme in ("s3", "s3a"):
         return {"config_kwargs": {"connect_timeout": seconds, "read_timeout": seconds}}
+    if scheme == "file":
+        return {"auto_mkdir": True}
     return {}
 
 

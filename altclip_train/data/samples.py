@@ -117,9 +117,9 @@ def _checked(text: object, origin: str, bare_punctuation: bool) -> str:
         raise BadSample("caption_type", f"{origin} holds {type(text).__name__}, expected text")
     if len(text) > MAX_CAPTION_CHARACTERS:
         raise BadSample("caption_long", f"{origin} has {len(text)} characters, limit {MAX_CAPTION_CHARACTERS}")
-    if "\0" in text:
-        raise BadSample("caption_encoding", f"{origin} holds a NUL character")
-    if _CONTROLS.search(text):
+    if not text.isprintable() and _CONTROLS.search(text):  # the first is fast and true of every control character
+        if "\0" in text:
+            raise BadSample("caption_encoding", f"{origin} holds a NUL character")
         text = text.translate(_PLAIN_CONTROLS)
     if not text.isascii():
         try:
@@ -130,7 +130,7 @@ def _checked(text: object, origin: str, bare_punctuation: bool) -> str:
     text = text.strip()
     if not text:
         raise BadSample("caption_empty", origin)
-    if not bare_punctuation and not any(map(_says_something, text)):
+    if not (bare_punctuation or text[0].isalnum() or any(map(_says_something, text))):
         raise BadSample("caption_punctuation", f"{origin} is {text[:20]!r}: no letter, digit or symbol")
     return text
 

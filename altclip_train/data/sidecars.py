@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from altclip_train.files import publish_first
-from altclip_train.models.fingerprint import differences
 
 FORMAT = "1"
 DTYPES = {"float16": "F16", "float32": "F32"}
@@ -124,6 +123,12 @@ class Sidecar:
         self.filled[rows] = 1
 
 
+def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    """One phrase for each part in which two fingerprints differ."""
+    parts = [part for part in {**expected, **found} if found.get(part) != expected.get(part)]
+    return [f"{part} is {_short(found.get(part))}, expected {_short(expected.get(part))}" for part in parts]
+
+
 def _header(offsets: np.ndarray, width: int, fingerprint: Mapping[str, str], shard_digest: str) -> tuple[bytes, int]:
     """The header of a file, and the bytes of all tensors after it."""
     rows = int(offsets[-1])
@@ -170,3 +175,9 @@ def _reserve(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.ftruncate(descriptor, size)
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "not given"
+    return f"{value[:12]}…" if len(value) == 64 and value.isalnum() else value

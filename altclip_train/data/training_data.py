@@ -6,11 +6,9 @@ lost on resume; it is the same on every rank and does not mention ranks or worke
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import forkserver
 from typing import Any
 
 import lightning as L
@@ -23,6 +21,7 @@ from altclip_train.data.dataset import PairDataset
 from altclip_train.data.decoders import Decoder
 from altclip_train.data.embeddings import EmbeddingStore, sidecar_path
 from altclip_train.data.loaders import PlannedLoader, TrainLoader
+from altclip_train.data.processes import start_loader_server
 from altclip_train.data.sampler import PlannedBatchSampler, own_places
 from altclip_train.data.shards import ShardReader
 from altclip_train.data.sidecars import DTYPES
@@ -67,9 +66,7 @@ class TrainingData(L.LightningDataModule):
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: it is a fraction, from 0 to 1")
         self._check_mode()
         if self.num_workers > 0:
-            # Loader processes come from a server that takes seconds to import what they need: let it begin now.
-            multiprocessing.set_forkserver_preload(["__main__", PairDataset.__module__])
-            forkserver.ensure_running()
+            start_loader_server()
         self.cache = ShardCache(self.cache_dir, self.cache_bytes)
 
     def _check_mode(self) -> None:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from altclip_train.data.sidecars import differences
 from altclip_train.embedding.features import read_members
 from altclip_train.embedding.parts import chunks, part_file, read_ids
 from altclip_train.embedding.tables import DESCRIPTION, Description
 from altclip_train.embedding.towers import TEXTS, Towers
-from altclip_train.models.fingerprint import differences
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from altclip_train.data.samples import IMAGE_FIELDS, is_image_field
 from altclip_train.data.shards import ShardReader
+from altclip_train.data.sidecars import differences
 from altclip_train.data.texts import expand_texts, read_texts
 from altclip_train.data.urls import Shard, expand_urls
 from altclip_train.embedding.features import TEXTS_AT_ONCE, Members, progress_bar, read_members
@@ -31,7 +32,6 @@ from altclip_train.embedding.parts import (
     write_part,
 )
 from altclip_train.embedding.towers import IMAGES, TEXTS, Towers
-from altclip_train.models.fingerprint import differences
 
 FORMAT = 1
 ROWS = 100_000  # records of a part

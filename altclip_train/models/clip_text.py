@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from altclip_train.models.attention import PackedLayout, PaddedLayout, use_variable_length
+from altclip_train.models.attention import PackedLayout, PaddedLayout, attention_form
 from altclip_train.models.config import LEGACY_EOS_TOKEN_ID, CLIPTextConfig
 from altclip_train.models.layers import (
     Embedding,
@@ -79,7 +79,7 @@ class CLIPTextModel(Pretrained):
         layout, input_ids = PackedLayout.of(
             tokens,
             causal=True,
-            variable_length=use_variable_length(self.final_layer_norm.weight, dropout=dropout),
+            form=attention_form(self.final_layer_norm.weight, dropout=dropout),
         )
         x = self.embeddings(input_ids, layout.position)  # (T, W)
         x = run_packed_blocks(self.layers, x, layout, self._end_of_text_rows(input_ids, layout))  # (B, W)

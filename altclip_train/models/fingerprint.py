@@ -71,21 +71,9 @@ def weights_digest(parameters: nn.Module | Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
-    """One phrase for each part in which two fingerprints differ."""
-    parts = [part for part in {**expected, **found} if found.get(part) != expected.get(part)]
-    return [f"{part} is {_short(found.get(part))}, expected {_short(expected.get(part))}" for part in parts]
-
-
 def _named(modules: Mapping[str, nn.Module]) -> list[tuple[str, Tensor]]:
     return [item for prefix, module in modules.items() for item in module.named_parameters(prefix)]
 
 
 def _behaviour(config: TowerConfig) -> str:
     return " ".join(f"{name}={getattr(config, name)}" for name in _BEHAVIOUR if hasattr(config, name))
-
-
-def _short(value: str | None) -> str:
-    if value is None:
-        return "not given"
-    return f"{value[:12]}…" if len(value) == 64 and value.isalnum() else value

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from altclip_train.models.attention import PackedLayout, PaddedLayout, packed_attention, padded_attention
+from altclip_train.models.attention import PACKED_ATTENTION, PackedLayout, PaddedLayout, padded_attention
 
 Layout = PackedLayout | PaddedLayout
 
@@ -80,7 +80,8 @@ class Attention(nn.Module):
         query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in parts)  # (..., H, W/H)
         if isinstance(layout, PaddedLayout):
             return padded_attention(query, key, value, layout, dropout=self.active_dropout)
-        return packed_attention(query, key, value, layout, dropout=self.active_dropout)
+        attend = PACKED_ATTENTION[layout.form]
+        return attend(query, key, value, layout, dropout=self.active_dropout)
 
     @property
     def active_dropout(self) -> float:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from altclip_train.models.attention import PackedLayout, PaddedLayout, use_variable_length
+from altclip_train.models.attention import PackedLayout, PaddedLayout, attention_form
 from altclip_train.models.config import AltCLIPTextConfig
 from altclip_train.models.layers import (
     Embedding,
@@ -98,7 +98,7 @@ class AltCLIPTextModel(Pretrained):
         assert isinstance(first, PostNormBlock)
         dropout = first.attention.active_dropout
         layout, input_ids = PackedLayout.of(
-            tokens, causal=False, variable_length=use_variable_length(self.pre_LN.weight, dropout=dropout)
+            tokens, causal=False, form=attention_form(self.pre_LN.weight, dropout=dropout)
         )
         words = self.embeddings.word_embeddings(input_ids)  # (T, W)
         x = self.embeddings(words, self.embeddings.packed_positions(input_ids, layout))  # (T, W)

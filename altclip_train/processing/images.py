@@ -10,6 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,26 +109,29 @@ class ImageTransform:
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.resample = Image.Resampling(resample)
-        # A table of all 256 values per channel rounds as (x / 255 - mean) / std in float32 does, which one
-        # fused multiply-add would not.
-        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-        mean32, std32 = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        self._table = ((scaled[None] - mean32[:, None]) / std32[:, None]).astype(np.float32)  # (3, 256)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Pixel values (3, R, R) float32 of a picture of any mode and size."""
-        values = np.empty((3, self.crop_size, self.crop_size), np.float32)
-        self.normalize(self.cropped(image), out=values)
-        return torch.from_numpy(values)
+        return self.normalize(torch.from_numpy(self.cropped(image)[None].copy()))[0]
 
     def cropped(self, image: Image.Image) -> np.ndarray:
         """A picture of any mode and size as (R, R, 3) uint8, not normalised: a quarter of the bytes."""
         return np.asarray(self._crop(self._resize(to_rgb(image))))
 
-    def normalize(self, pixels: np.ndarray, *, out: np.ndarray) -> None:
-        """Write the pixel values of what `cropped` gives into ``out``, (3, R, R) float32."""
-        for channel in range(3):
-            np.take(self._table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixel values (B, 3, R, R) float32 of what `cropped` gives, (B, R, R, 3) uint8: equal bits on every device."""
+        on_cpu, (batch, height, width, _) = pixels.device.type == "cpu", pixels.shape
+        shape = (batch, 3, height, width)
+        # NumPy asks for huge pages, torch does not.
+        values = torch.from_numpy(np.empty(shape, np.float32)) if on_cpu else torch.empty(shape, device=pixels.device)
+        # Tensors, since CUDA multiplies by the reciprocal of a number, which rounds in another way; and made where they
+        # are used, since a copy would wait for the device.
+        constant = partial(torch.full, (1, 1), dtype=torch.float32, device=pixels.device)
+        highest, mean, std = (torch.stack(list(map(constant, some))) for some in ([255.0], self.mean, self.std))
+        # On a CPU one picture at a time, which stays in its cache.
+        for some, out in zip(pixels, values, strict=True) if on_cpu else [(pixels, values)]:
+            out.copy_(some.movedim(-1, -3)).div_(highest).sub_(mean).div_(std)
+        return values
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after the resize, the longer edge rounded down. ValueError for no pixels."""
@@ -144,6 +148,11 @@ class ImageTransform:
             return image
         limit = _LONGEST_EDGE_IN_CROPS * self.crop_size
         if max(width, height) <= limit:
+            if width > self.crop_size:
+                # Rows before columns, as Pillow does; of the columns only those that the crop keeps.
+                image = image.resize((width, image.height), self.resample)
+                left, width = (width - self.crop_size) // 2, self.crop_size
+                image = image.crop((left, 0, left + width, image.height))
             return image.resize((width, height), self.resample)
         first, last, left, right = _needed(image.width, width, self.crop_size)
         upper, lower, top, bottom = _needed(image.height, height, self.crop_size)

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from altclip_train.processing.protobuf import fields
@@ -76,8 +77,9 @@ class UnigramVocabulary:
         except (binascii.Error, TypeError) as error:
             raise ValueError(f"{path}: precompiled_charsmap is not base64: {error}") from error
 
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 in hex, the same whichever file the vocabulary was read from."""
+        """SHA-256 in hex, the same whichever file the vocabulary was read from; a copy for another process has it."""
         digest = hashlib.sha256()
         for piece, score in self.pieces:
             # Scores are 32-bit in SentencePiece and text of any length in JSON.

@@ -45,7 +45,7 @@ class XLMRTokenizer(TextTokenizer):
         special = [AddedToken(token, special=True, normalized=False) for token in self.SPECIAL_TOKENS]
         self._adopt(tokenizer, special, bos="<s>", eos="</s>", pad="<pad>")
         self._normalizer, self._model = tokenizer.normalizer, tokenizer.model
-        self.fingerprint = vocabulary.digest()
+        self.fingerprint = vocabulary.digest
 
     def _word_ids(self, word: str) -> Sequence[int]:
         """As the library computes them, but without its search for special tokens and its positions: half the time."""

@@ -169,8 +169,10 @@ def _check_towers(stage: Stage, data: Any) -> None:
 
 def _first_batch(data: Any) -> TextPairBatch | ImageTextBatch:
     if isinstance(data.train_set, StreamedPairs):
-        return next(iter(data.train_set))
-    return data.train_set.__getitems__(list(range(min(SAMPLES, data.global_batch_size))))
+        batch = next(iter(data.train_set))
+    else:
+        batch = data.train_set.__getitems__(list(range(min(SAMPLES, data.global_batch_size))))
+    return data.on_after_batch_transfer(batch, 0)
 
 
 def _spelled(seconds: float) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)  # nodes of a cluster do not start at once
+WORK = timedelta(hours=2)  # of a rank, such as to fetch a checkpoint; when rank 0 dies, so does its store
 
 
 class Process(NamedTuple):
@@ -86,6 +87,7 @@ def _publish(store: TCPStore, key: str, make: Callable[[], T]) -> T:
 
 
 def _published(store: TCPStore, key: str, *, rank: int) -> Any:
+    store.wait([key], WORK)
     answer = json.loads(store.get(key))
     if "error" in answer:
         raise ValueError(f"rank {rank} ended with: {answer['error']}")

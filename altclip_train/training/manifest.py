@@ -23,7 +23,9 @@ def manifest_of(checkpoint: Path) -> Path:
 
 def write_manifest(checkpoint: Path) -> None:
     """Read back what was written, and say what it is. Everything before this must be on the disk already."""
-    files = {name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for name, file in _files(checkpoint).items()}
+    files = {
+        name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for name, file in files_of(checkpoint).items()
+    }
     manifest = manifest_of(checkpoint)
     incomplete = manifest.with_name(f"{manifest.name}.incomplete")
     with incomplete.open("w", encoding="utf-8") as stream:
@@ -44,7 +46,7 @@ def problem(checkpoint: Path, *, hashes: bool = True) -> str | None:
         recorded = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"its manifest {manifest.name} is damaged"
-    found = _files(checkpoint)
+    found = files_of(checkpoint)
     if found.keys() != recorded.keys():
         return f"it holds the files {sorted(found)}, its manifest lists {sorted(recorded)}"
     for name, file in found.items():
@@ -80,7 +82,7 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _files(checkpoint: Path) -> dict[str, Path]:
+def files_of(checkpoint: Path) -> dict[str, Path]:
     """By name, from the directory in which the checkpoint lies."""
     paths = [path for path in checkpoint.rglob("*") if path.is_file()] if checkpoint.is_dir() else [checkpoint]
     return {path.relative_to(checkpoint.parent).as_posix(): path for path in sorted(paths)}

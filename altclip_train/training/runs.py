@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from altclip_train.data.urls import REMOTE, RemoteUrl
 from altclip_train.hub import local_directory
 from altclip_train.training.launch import from_rank_zero
 from altclip_train.training.manifest import checkpoints, problem
@@ -31,7 +32,8 @@ HASHED = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".gz")
 def run_directory(outputs: str, name: str, resume: str | None, dry_run: bool = False) -> str:
     """Directory of the run that a command starts or, with ``resume``, continues.
 
-    ``resume`` is None, "auto" (the newest unfinished run of this name, else a new one) or a run directory. All
+    ``resume`` is None, "auto" (the newest unfinished run of this name, else a new one), a run directory, or the url of
+    its mirror, from which it is fetched. All
     processes of a launcher get that of rank 0, whatever their clocks say. A dry run has none: Hydra, which makes the
     directory, is given one that is there.
     """
@@ -44,6 +46,10 @@ def _run_directory(outputs: str, name: str, resume: str | None) -> str:
     if resume == "auto":
         unfinished = [run for run in _runs(Path(outputs) / name) if not is_finished(run) and newest_checkpoint(run)]
         return str(unfinished[-1]) if unfinished else _run_directory(outputs, name, None)
+    if REMOTE.match(resume):
+        from altclip_train.training.mirror import fetch_run  # with fsspec, which no other run needs here
+
+        return str(fetch_run(RemoteUrl(resume.rstrip("/")), Path(outputs) / name))
     if newest_checkpoint(Path(resume)) is None:
         raise FileNotFoundError(
             f"resume={resume}: no checkpoint in {Path(resume) / CHECKPOINTS}; "

@@ -54,6 +54,7 @@ class Signals(L.Callback):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Checkpoints):
                     callback.save(trainer)
+                    callback.finish(trainer)
 
     # Whichever comes next, after Lightning has logged the step and done the validation that belongs to it.
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import lightning as L
 
+from altclip_train.training.rank_failures import End, RankFailures
+
 EXIT_CODE = 124  # as timeout(1)
 SECONDS_TO_REPORT = 5.0  # for the other ranks: a launcher ends them all once the first is gone
 
@@ -32,7 +34,7 @@ class Watchdog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._beat(trainer)
         self._stopped.clear()
-        threading.Thread(target=self._watch, args=(trainer.global_rank,), name="watchdog", daemon=True).start()
+        threading.Thread(target=self._watch, args=(trainer,), name="watchdog", daemon=True).start()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._beat(trainer)
@@ -52,20 +54,19 @@ class Watchdog(L.Callback):
     def _beat(self, trainer: L.Trainer) -> None:
         self._last = (time.monotonic(), trainer.global_step)
 
-    def _watch(self, rank: int) -> None:
-        while not self._stopped.wait(self.seconds / 20):
+    def _watch(self, trainer: L.Trainer) -> None:
+        while not self._stopped.wait(min(1.0, self.seconds / 20)):
             since, step = self._last
             if time.monotonic() - since > self.seconds:
                 break
         else:
             return
         sys.stdout.flush()
-        print(
-            f"\nerror: rank {rank} has done no step for {self.seconds:g} s after step {step}; "
-            "callbacks.watchdog.seconds allows no more. Its threads are at:",
-            file=sys.stderr,
-            flush=True,
-        )
+        cause = f"no step for {self.seconds:g} s after step {step}; callbacks.watchdog.seconds allows no more"
+        print(f"\nerror: rank {trainer.global_rank}: {cause}. Its threads are at:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RankFailures):
+                callback.say(End(trainer.global_rank, cause))
         time.sleep(SECONDS_TO_REPORT)
         os._exit(EXIT_CODE)

@@ -30,8 +30,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def started(commands: list[list[str]], variables: list[dict[str, str]]) -> str:
-    """What these processes, all running at once, print; they must end well."""
+def ended(commands: list[list[str]], variables: list[dict[str, str]]) -> tuple[list[int], str]:
+    """Exit codes of these processes, all running at once, and what they print."""
     processes = [
         subprocess.Popen(
             command,
@@ -48,15 +48,32 @@ def started(commands: list[list[str]], variables: list[dict[str, str]]) -> str:
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
-    return "\n".join(outputs)
+    return [process.returncode for process in processes], "\n".join(outputs)
 
 
-def torchrun(nodes: int, per_node: int, *command: str) -> str:
+def started(commands: list[list[str]], variables: list[dict[str, str]]) -> str:
+    """What these processes print; they must end well."""
+    codes, output = ended(commands, variables)
+    assert codes == [0] * len(commands), output
+    return output
+
+
+def torchrun_commands(nodes: int, per_node: int, *command: str) -> list[list[str]]:
     """All "nodes" are this machine."""
     place = ["--nnodes", str(nodes), "--nproc-per-node", str(per_node), "--master-addr", "127.0.0.1"]
     launch = [sys.executable, "-m", "torch.distributed.run", *place, "--master-port", str(free_port())]
-    return started([[*launch, "--node-rank", str(node), *command] for node in range(nodes)], [{}] * nodes)
+    return [[*launch, "--node-rank", str(node), *command] for node in range(nodes)]
+
+
+def torchrun(nodes: int, per_node: int, *command: str) -> str:
+    return started(torchrun_commands(nodes, per_node, *command), [{}] * nodes)
+
+
+def slurm_tasks(tasks: int) -> list[dict[str, str]]:
+    """Variables of tasks as `srun` would start them on one node."""
+    job = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "run", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0"}
+    job |= {"SLURM_NTASKS": str(tasks), "SLURM_NTASKS_PER_NODE": str(tasks), "MASTER_PORT": str(free_port())}
+    return [{**job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(tasks)]
 
 
 def late_script(workspace: Workspace) -> str:
@@ -95,11 +112,8 @@ def test_two_nodes_of_torchrun_are_one_run_that_equals_one_process(
 def test_tasks_of_slurm_are_one_run_that_equals_one_process(workspace: Workspace, alone: Run):
     """Without SLURM: as `srun` would start them."""
     outputs, script = workspace.new_directory(), late_script(workspace)
-    job = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "run", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0"}
-    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": str(free_port())}
-    tasks = [{**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
     command = [sys.executable, script, *workspace.overrides(*RUN, "trainer.devices=2", f"outputs={outputs}")]
-    run = run_directory(started([command] * 2, tasks))
+    run = run_directory(started([command] * 2, slurm_tasks(2)))
     assert [path.name for path in (outputs / "teacher").iterdir() if not path.is_symlink()] == [run.name]
     assert_same_run(Run(run), alone)
 

@@ -41,6 +41,22 @@ class Sleep(Injection):
             time.sleep(600)
 
 
+class Raise(Injection):
+    """An error that the package does not explain."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.at(trainer):
+            raise RuntimeError("injected")
+
+
+class Exit(Injection):
+    """A library that ends its process."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.at(trainer):
+            os._exit(3)
+
+
 class Poison(Injection):
     """A gradient that is not finite, after the ranks have averaged theirs."""
 

@@ -89,8 +89,8 @@ def test_a_rank_that_sleeps_ends_both_with_their_stacks(workspace: Workspace):
     done = workspace.run_command(*command, inject("Sleep", [3], rank=1))
     assert done.returncode != 0
     assert time.monotonic() - started < 200
-    assert "rank 0 has done no step for 20 s" in done.stderr
-    assert "rank 1 has done no step for 20 s" in done.stderr
+    assert "rank 0: no step for 20 s" in done.stderr
+    assert "rank 1: no step for 20 s" in done.stderr
     assert "injections.py" in done.stderr  # where it sleeps
 
 
@@ -99,7 +99,7 @@ def test_a_run_that_stands_still_ends_with_its_stacks(workspace: Workspace):
     """Stock Lightning: stands still."""
     done = workspace.run_command("stage=teacher", "callbacks.watchdog.seconds=20", inject("Sleep", [2]))
     assert done.returncode == EXIT_CODE
-    assert "rank 0 has done no step for 20 s after step 2" in done.stderr
+    assert "rank 0: no step for 20 s after step 2" in done.stderr
     assert "injections.py" in done.stderr
 
 
@@ -110,14 +110,14 @@ def test_watchdog_waits_for_its_seconds_since_the_last_step(
     monkeypatch.setattr(os, "_exit", ended.put)
     monkeypatch.setattr("altclip_train.training.watchdog.SECONDS_TO_REPORT", 0.0)
     monkeypatch.setattr(faulthandler, "dump_traceback", lambda all_threads: print(f"stacks of {all_threads=}"))
-    trainer: Any = SimpleNamespace(global_step=7, global_rank=1)
+    trainer: Any = SimpleNamespace(global_step=7, global_rank=1, callbacks=[])
     watchdog, started = Watchdog(seconds=1.0), time.monotonic()
     watchdog.on_train_start(trainer, trainer)
     watchdog.on_train_batch_end(trainer)
     assert ended.get(timeout=60) == EXIT_CODE
     assert time.monotonic() - started >= 1.0
     output = capfd.readouterr()
-    assert "error: rank 1 has done no step for 1 s after step 7" in output.err
+    assert "error: rank 1: no step for 1 s after step 7" in output.err
     assert "stacks of" in output.out
 
 
@@ -129,17 +129,6 @@ def test_watchdog_sleeps_when_training_is_over():
     watchdog.on_train_end()
     thread.join(timeout=60)
     assert not thread.is_alive()
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_other(workspace: Workspace, rank: int):
-    """Stock Lightning: the same over gloo; over NCCL the other rank waits, and here its watchdog ends it."""
-    started = time.monotonic()
-    command = ["stage=teacher", "trainer.devices=2", "trainer.max_steps=1000"]
-    done = workspace.run_command(*command, inject("Send", [3], rank=rank, signal=9))
-    assert done.returncode != 0
-    assert time.monotonic() - started < 200
 
 
 def alarm_lines(capsys: pytest.CaptureFixture[str], logged: list[dict[str, float]]) -> list[str]:

@@ -90,12 +90,15 @@ def unbroken(workspace: Workspace) -> Run:
     return Run(directory)
 
 
-@pytest.mark.parametrize(("kills", "workers"), [([40], 0), ([40, 160], 0), ([120], 1)])
+@pytest.mark.parametrize(
+    ("kills", "workers", "in_background"), [([40], 0, False), ([40, 160], 0, True), ([120], 1, False)]
+)
 def test_killed_run_goes_on_in_its_directory_and_ends_the_same(
-    workspace: Workspace, unbroken: Run, kills: list[int], workers: int
+    workspace: Workspace, unbroken: Run, kills: list[int], workers: int, in_background: bool
 ):
     outputs, keys = workspace.new_directory(), workspace.new_file()
     options = [*COMMAND, f"outputs={outputs}", f"data.num_workers={workers}", record(keys)]
+    options += [f"callbacks.checkpoints.in_background={in_background}"]
     killed = {kill_when(workspace.command(*options), outputs, trained_until(step)) for step in kills}
     (directory,) = killed
     assert not (directory / "model").exists()

@@ -17,8 +17,10 @@ import threading
 import time
 import urllib.request
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from altclip_train.data import remote
@@ -31,6 +33,9 @@ from altclip_train.data.remote import Patience, state_of
 from altclip_train.data.shards import ShardReader
 from altclip_train.data.urls import RemoteUrl, expand_urls
 from altclip_train.errors import Unreachable
+from altclip_train.training.checkpoints import AtomicCheckpointIO
+from altclip_train.training.manifest import newest_whole
+from altclip_train.training.mirror import FACTS, Mirror, fetch_run
 from altclip_train.types import PackedTokens
 from tests.servers import proxy_to, serve
 from tests.unit.test_remote import copies, shard, texts_of
@@ -298,3 +303,44 @@ def test_loader_processes_share_copies_and_fetch_ahead(tmp_path, workers):
 
 def as_it_is(batch):
     return batch
+
+
+def test_a_checkpoint_whose_copy_is_stopped_in_the_middle_leaves_the_one_before(store, tmp_path):
+    """Stock Lightning: writes to the url alone, without a manifest, and picks no older checkpoint."""
+    run = tmp_path / "run"
+    copies = Mirror(run, "s3://shards/runs", replace(PATIENCE, total=3.0))
+    run.mkdir()
+    for name in FACTS:
+        (run / name).write_text("{}")
+
+    def save(step):
+        path = run / "checkpoints" / f"step_{step:09d}.ckpt"
+        AtomicCheckpointIO().save_checkpoint({"step": step, "weights": torch.rand(600_000)}, path)
+        return path
+
+    def fetched(name):
+        there = fetch_run(RemoteUrl("s3://shards/runs/run"), tmp_path / name, PATIENCE)
+        return newest_whole(there / "checkpoints")[0].name
+
+    with pytest.raises(FileNotFoundError, match="its bucket or directory does not exist"):
+        Mirror(run, "s3://absent/runs", PATIENCE).begin()
+    copies.begin()
+    copies.copy(save(10), keep=1)
+    second = save(20)
+    store.proxy.stop_after = store.proxy.asked + 1_000_000  # of 2.4 MB
+    store.proxy.on_stop = lambda: store.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(Unreachable, match=r"step_000000020\.ckpt"):
+            copies.copy(second, keep=1)
+    finally:
+        store.process.send_signal(signal.SIGCONT)
+    assert fetched("after the stop") == "step_000000010.ckpt"
+    # Stopped for a while only: the copy is tried again.
+    copies.patience = PATIENCE
+    store.proxy.stop_after = store.proxy.asked + 1_000_000
+    begun = threading.Timer(4.0, store.process.send_signal, [signal.SIGCONT])
+    store.proxy.on_stop = lambda: (store.process.send_signal(signal.SIGSTOP), begun.start())
+    copies.copy(second, keep=1)
+    begun.join()
+    assert fetched("after the copy") == "step_000000020.ckpt"
+    assert [name for name in store.names() if "000010" in name] == []

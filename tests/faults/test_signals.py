@@ -100,6 +100,7 @@ def test_a_signal_to_one_rank_of_two_stops_both(workspace: Workspace, number: si
     """Stock Lightning: SIGTERM to rank 1 alone leaves both waiting until the timeout of the process group."""
     directory = workspace.new_directory()
     command = ["stage=teacher", "trainer.devices=2", "trainer.max_steps=100", *SELDOM]
+    command += [f"callbacks.checkpoints.in_background={rank == 1}"]
     stop = inject("Send", [2], rank=rank, signal=number)
     started = time.monotonic()
     done = subprocess.run(

@@ -83,7 +83,7 @@ def test_tables_of_the_page_are_what_was_measured(monkeypatch: pytest.MonkeyPatc
     import tables
 
     page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    assert {place["name"] for place in tables.PLACE.finditer(page)} == set(run_all.RUNS)
+    assert {place["name"] for place in tables.PLACE.finditer(page)} == {*run_all.RUNS, *run_all.ON_A_GPU}
     assert tables.with_tables(page, tables.load(BENCHMARKS / "results")) == page
 
 
@@ -134,6 +134,15 @@ def test_memory_of_the_loader_is_looked_at(tmp_path: Path) -> None:
     done = run_command([sys.executable, str(script), *options])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "loader-memory.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_checkpoints_take_turns(tmp_path: Path) -> None:
+    options = ["--megabytes", "50", "--rounds", "2", "--directory", str(tmp_path)]
+    done = run_command([sys.executable, str(BENCHMARKS / "checkpoint_stall.py"), *options])
+    assert done.returncode == 0, done.stderr
+    assert "times as long when it waits" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

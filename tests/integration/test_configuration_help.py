@@ -163,7 +163,7 @@ def test_what_is_kept_for_backward_grows_with_the_batch_and_is_little_for_what_i
     overrides = ["stage=contrastive", f"start={workspace.clip}"]
     data = workspace.data(*overrides)
     locked, free = workspace.stage(*overrides), workspace.stage(*overrides, "stage.locked=[]")
-    four, eight = (data.train_set.__getitems__(range(count)) for count in (4, 8))
+    four, eight = (data.on_after_batch_transfer(data.train_set.__getitems__(range(n)), 0) for n in (4, 8))
     assert saved_bytes(free, eight) == pytest.approx(2 * saved_bytes(free, four), rel=0.25)
     assert saved_bytes(locked, eight) < 0.8 * saved_bytes(free, eight)
 

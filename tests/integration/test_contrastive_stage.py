@@ -68,7 +68,8 @@ def test_text_tower_overfits_eight_pairs_behind_a_locked_image_tower(
         "trainer.max_steps=150",
         "trainer.log_every_n_steps=10",
     )
-    batch = run.trainer.datamodule.train_set.__getitems__(list(range(BATCH)))
+    data = run.trainer.datamodule
+    batch = data.on_after_batch_transfer(data.train_set.__getitems__(list(range(BATCH))), 0)
     with torch.no_grad():
         images, texts = run.stage.encode_image(batch), run.stage.model.encode_text(batch.text)
     similarity = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T  # (B, B)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from altclip_train.data.loaders import PlannedLoader
 from altclip_train.data.plan import Plan
 from altclip_train.data.sampler import PlannedBatchSampler
+from altclip_train.data.samples import decode_image
 from altclip_train.models import AltCLIPTextConfig, CLIPTextConfig
 from tests.workspace import BATCH, IMAGE_SIZE, Workspace
 
@@ -147,6 +148,17 @@ def test_augmentation_changes_pictures_and_repeats_them_exactly(workspace: Works
     assert changed.keys == plain.keys
     assert not torch.equal(changed.pixel_values, plain.pixel_values)
     assert torch.equal(changed.pixel_values, again.pixel_values)
+
+
+def test_pictures_travel_as_bytes_and_train_as_evaluation_sees_them(workspace: Workspace):
+    data = image_text(workspace)
+    batch = data.train_set.__getitems__([0, 1, 2])
+    assert batch.pixel_values.dtype == torch.uint8
+    samples = [data.train_set.undecoded(position)[2] for position in range(3)]
+    expected = torch.stack([data.image_transform(decode_image(members)) for members in samples])
+    assert torch.equal(data.on_after_batch_transfer(batch, 0).pixel_values, expected)
+    cached = batch._replace(pixel_values=None)
+    assert data.on_after_batch_transfer(cached, 0) is cached
 
 
 def test_draft_is_the_transform_s_own_size(workspace: Workspace):

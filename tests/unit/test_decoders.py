@@ -91,7 +91,7 @@ def test_image_texts_hold_pictures_with_their_captions(pictures):
     batch = image_texts(pictures).__getitems__(range(10))
     numbers = [int(key) for key in batch.keys]
     assert sorted(numbers) == list(range(10))
-    assert batch.pixel_values.shape == (10, 3, 1, 1)
+    assert batch.pixel_values.shape == (10, 1, 1, 3)
     assert batch.pixel_values[:, 0, 0, 0].tolist() == numbers
     for caption, language, number in zip(texts_of(batch.text), batch.languages, numbers, strict=True):
         assert caption in {"en": {f"a {number}", f"b {number}"}, "zh": {f"甲 {number}"}}[language]

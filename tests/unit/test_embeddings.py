@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_cut_off_file_is_refused(tmp_path, size):
 @pytest.mark.parametrize(
     "content",
     [
-        os.urandom(5000),
+        random.Random(0).randbytes(5000),
         b"<html>" * 100,
         b"\2\0\0\0\0\0\0\0[]",
         b"\2\0\0\0\0\0\0\0{}",

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from altclip_train.processing import ImageTransform, to_rgb
+from altclip_train.processing.image_settings import CLIP_MEAN, CLIP_STD
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 
@@ -159,6 +162,34 @@ def test_pixel_values_are_scaled_and_normalised_by_channel() -> None:
     # By hand: (1 - 0.5) / 0.25 = 2, then (0.4 - 0.4) / 0.2 = 0, then (0 - 0.3) / 0.1 = -3.
     expected = torch.tensor([2.0, 0.0, -3.0]).view(3, 1, 1).expand(3, 6, 6)
     assert torch.allclose(values, expected, atol=1e-6)
+
+
+def test_every_level_has_the_pixel_value_of_three_rounded_steps() -> None:
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 1, 256, 3)
+    values = ImageTransform(size=6, crop_size=6).normalize(torch.from_numpy(levels))
+    scaled = (levels[0, 0].astype(np.float64) * (1 / 255)).astype(np.float32)  # as `transformers` does
+    expected = (scaled - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    assert np.array_equal(values[0, :, 0].numpy(), expected.T)
+
+
+@given(
+    width=st.integers(1, 60),
+    height=st.integers(1, 60),
+    size=st.one_of(st.integers(1, 20), st.tuples(st.integers(1, 20), st.integers(1, 20))),
+    crop=st.integers(1, 20),
+    resample=st.sampled_from(Image.Resampling),
+)
+def test_only_what_the_crop_keeps_is_resized_and_it_is_what_pillow_makes_of_the_whole(
+    width: int, height: int, size: int | tuple[int, int], crop: int, resample: Image.Resampling
+) -> None:
+    seed = width * 61 + height
+    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    made = ImageTransform(size=size, crop_size=crop, resample=resample)
+    resized = made.resized_size(width, height)
+    assume(max(resized) <= 64 * crop)  # longer ones are rounded in another way
+    whole = picture.resize(resized, resample)
+    left, top = ((edge - crop) // 2 if edge >= crop else -((crop - edge + 1) // 2) for edge in resized)
+    assert np.array_equal(made.cropped(picture), np.asarray(whole.crop((left, top, left + crop, top + crop))))
 
 
 def test_rows_and_columns_keep_their_places() -> None:

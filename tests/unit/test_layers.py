@@ -110,7 +110,8 @@ HEAVY = {"lightning", "hydra", "transformers", "wandb", "webdataset"}
     ("imports", "heavy"),
     [
         ("import altclip_train; altclip_train.AltCLIPModel", HEAVY),
-        ("import altclip_train.data.dataset", HEAVY - {"webdataset"}),  # loader processes
+        # Loader processes; the models would bring torch._dynamo, which takes as long to import as torch.
+        ("import altclip_train.data.dataset", HEAVY | {"altclip_train.models", "torch._dynamo", "sympy"}),
         ("from altclip_train.cli import main", HEAVY | {"torch", "PIL", "rich"}),  # --help answers at once
         ("import train", HEAVY - {"hydra"} | {"torch"}),  # loader processes import it too; --cfg answers at once
     ],

@@ -271,6 +271,16 @@ def test_captions_are_in_nfc_without_control_characters(text, expected):
     assert decode_captions(members, default_language=None) == {"en": [expected]}
 
 
+def test_each_control_character_is_a_space_or_gone_and_nothing_else_is():
+    controls = [c for c in map(chr, range(1, 0x110000)) if unicodedata.category(c) == "Cc" or c == "\ufeff"]
+    read = decode_captions({"json": json.dumps({"en": [f"a{c}b" for c in controls]}).encode()}, default_language=None)
+    assert read["en"] == ["a b" if c.isspace() else "ab" for c in controls]
+    kept = [
+        f"a{c}b" for c in ("\u3000", "\u200b", "\u2028", "\xa0", "\xad", "\U0001f600")
+    ]  # not printable, most of them
+    assert decode_captions({"json": json.dumps({"en": kept}).encode()}, default_language=None)["en"] == kept
+
+
 def test_full_width_characters_have_ascii_counterparts():
     full = "".join(map(chr, range(0xFF01, 0xFF5F)))
     assert narrow(full) == unicodedata.normalize("NFKC", full) == "".join(map(chr, range(0x21, 0x7F)))

@@ -7,7 +7,7 @@ each time.
 Reference: FlashAttention-2 (arXiv 2307.08691), section 2.3, for the tiled softmax and its backward.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 from __future__ import annotations
 
 from typing import Any

@@ -64,6 +64,7 @@ def make_directory(directory: Path) -> Path:
     vision = AltCLIPVisionConfig(
         image_size=18, patch_size=6, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40
     )
+    torch.manual_seed(5)  # of the weights that are made with the model
     generator = torch.Generator().manual_seed(5)
     torch.manual_seed(5)  # for the weights that the model begins with
     model = AltCLIPModel(AltCLIPConfig.from_text_vision_configs(text, vision, projection_dim=16))

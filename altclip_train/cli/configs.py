@@ -16,7 +16,8 @@ GROUPS = {
     "stage": ("stages", "stage=NAME"),
     "model": ("models: sizes of towers from random weights", "model=NAME"),
     "experiment": ("experiments: whole recipes", "experiment=NAME"),
-    "eval": ("benchmarks", "'eval=[NAME]'"),
+    "eval": ("benchmarks: `altclip data fetch-help NAME` tells files, licence, protocol and traps", "'eval=[NAME]'"),
+    "strategy": ("strategies: how weights lie on several devices", "strategy=NAME"),
     "callbacks": ("callbacks", "callbacks=NAME"),
     "logger": ("loggers", "logger=NAME"),
 }
@@ -24,7 +25,7 @@ GROUPS = {
 
 def add(tools: Tools) -> None:
     """Add ``ls`` and ``cp`` to the tools of ``altclip``."""
-    summary = "what stages, models, experiments, benchmarks, callbacks and loggers there are"
+    summary = "what stages, models, experiments, benchmarks, strategies, callbacks and loggers there are"
     listing = tools.add_parser("ls", help=summary, description=summary[0].upper() + summary[1:] + ".")
     listing.add_argument("groups", nargs="*", metavar="KIND", help=f"of {', '.join(GROUPS)} (default: all)")
     listing.set_defaults(run=_list)

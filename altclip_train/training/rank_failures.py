@@ -137,7 +137,8 @@ def _connection(end: socket.socket) -> Connection:
     end.settimeout(None)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
-        end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if hasattr(socket, name):  # macOS has not all of them
+            end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return Connection(end.detach())
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -110,24 +111,22 @@ def _found(config: DictConfig, key: str) -> dict[str, Any]:
         budget -= trials.gradient_bytes  # DDP copies them to send them
     share = math.ceil(data.global_batch_size / trainer.world_size)
     if key == MICRO:
-        size = lowest(
-            lambda: largest_that_fits(
-                lambda size: trials.peak_in_parts(share, size), budget=budget, limit=share, first=math.ceil(share / 32)
-            )
-        )
-        found = {MICRO: size if size < share else None}
-        words = f"the {share:,} samples of a device " + (f"in parts of {size:,}" if size < share else "fit at once")
+        peak_of, limit, first = partial(trials.peak_in_parts, share), share, math.ceil(share / 32)
     else:
-        limit = _longest_batch(data, trainer.world_size)
-        size = lowest(lambda: largest_that_fits(trials.peak, budget=budget, limit=limit))
-        found = _batch(config, size * trainer.world_size)
-        words = f"{size:,} samples on each of {trainer.world_size} device(s)"
+        peak_of, limit, first = trials.peak, _longest_batch(data, trainer.world_size), 1
+    size = lowest(lambda: largest_that_fits(peak_of, budget=budget, limit=limit, first=first))
     trials.end()
     if size == 0:
         raise ValueError(
             f"{key}=auto: not even one sample of {data.max_length} tokens fits into {budget / 2**20:,.0f} MiB: "
             "set stage.gradient_checkpointing=true, strategy=fsdp2, or a smaller data.max_length"
         )
+    if key == MICRO:
+        found = {MICRO: size if size < share else None}
+        words = f"the {share:,} samples of a device " + (f"in parts of {size:,}" if size < share else "fit at once")
+    else:
+        found = _recipe(config, size * trainer.world_size)
+        words = f"{size:,} samples on each of {trainer.world_size} device(s)"
     _say(f"{key}=auto: {words}, so {_spelled(found)}. Measured; {budget / 2**20:,.0f} MiB may be used")
     return found
 
@@ -251,7 +250,7 @@ def _longest_batch(data: TrainingData, devices: int) -> int:
     return max(1, (data.epoch_samples or len(data.train_set)) // EPOCH_STEPS // devices)
 
 
-def _batch(config: DictConfig, size: int) -> dict[str, Any]:
+def _recipe(config: DictConfig, size: int) -> dict[str, Any]:
     """The global batch, and the learning rate by the square root of its ratio to that of the recipe.
 
     Reference: arXiv:2205.10330, the square-root rule of adaptive optimizers.

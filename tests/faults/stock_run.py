@@ -21,8 +21,6 @@ from torch.utils.data import DataLoader
 
 from tests.faults import injections
 
-GROUP_SECONDS = 5.0  # Lightning's own default is half an hour
-
 
 class Module(L.LightningModule):
     """One linear layer, with dropout; ``ballast`` floats make its checkpoints large."""
@@ -76,7 +74,8 @@ def main() -> None:
         callbacks = [getattr(injections, inject.pop("kind"))(**inject)]
     module = Module(ballast=settings.pop("ballast", 0))
     if settings.get("devices", 1) > 1:
-        settings["strategy"] = DDPStrategy(timeout=timedelta(seconds=GROUP_SECONDS))
+        # Lightning's own default is half an hour.
+        settings["strategy"] = DDPStrategy(timeout=timedelta(seconds=settings.pop("group_seconds", 120)))
     trainer(directory, callbacks=callbacks, **settings).fit(module, DataLoader(torch.ones(100_000, 8), batch_size=1))
 
 

@@ -66,7 +66,6 @@ def make_directory(directory: Path) -> Path:
     )
     torch.manual_seed(5)  # of the weights that are made with the model
     generator = torch.Generator().manual_seed(5)
-    torch.manual_seed(5)  # for the weights that the model begins with
     model = AltCLIPModel(AltCLIPConfig.from_text_vision_configs(text, vision, projection_dim=16))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -116,9 +116,9 @@ def test_a_dry_run_says_what_training_would_be_and_writes_nothing(
     )
     assert re.search(rf"{frozen} +│ +│ +{count:,} ", printed)
     assert all(key in printed for key in batch.keys)
-    timed = re.search(r"time: 4 steps, about 0 s at (\S+) s a step, measured here over 3 steps", printed)
+    timed = re.search(r"time: 4 steps, about \d+ s at (\S+) s a step, measured here over 3 steps", printed)
     assert timed
-    assert 0 < float(timed[1]) < 1
+    assert float(timed[1]) > 0
     assert re.search(r"peak of the first steps, the process with its libraries +│ +[1-9]", printed)
 
 

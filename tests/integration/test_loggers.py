@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,8 +68,12 @@ def test_wandb_offline_has_the_same_metrics_and_sheets(workspace: Workspace, mon
     run = workspace.train(*PICTURED, f"start={workspace.clip}", "logger=wandb")
     wandb.finish()
     (file,) = run.directory.glob("wandb/offline-run-*/run-*.wandb")
-    history = list(records(file))
-    keys = {key for row in history for key in row if not key.startswith(("_", "trainer/"))}
+    keys: set[str] = set()
+    for _ in range(300):  # wandb's own process writes the file, on a busy machine after finish() has returned
+        keys = {key for row in records(file) for key in row if not key.startswith(("_", "trainer/"))}
+        if {key.partition(".")[0] for key in keys} >= SHEETS:
+            break
+        time.sleep(0.1)
     with (run.directory / "metrics.csv").open(newline="", encoding="utf-8") as lines:
         columns = set(next(csv.reader(lines))) - {"step"}
     assert keys - {key for key in keys if key.partition(".")[0] in SHEETS} == columns

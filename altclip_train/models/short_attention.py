@@ -17,14 +17,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE, WARPS = 16, 1  # tokens that are looked at together, as queries and as keys: the best on an H100 for captions
+TILE, WARPS = 16, 1  # tokens that are looked at together, as queries and as keys: a caption; tensor cores take no less
+
+
+@triton.jit
+def _bounds(query_ends, key_ends, text):
+    """First row of a text's queries and of its keys, and how many there are of each."""
+    first, first_key = tl.load(query_ends + text), tl.load(key_ends + text)
+    return first, first_key, tl.load(query_ends + text + 1) - first, tl.load(key_ends + text + 1) - first_key
 
 
 @triton.jit
 def _tile(pointer, first, begin, count, head, stride, width: tl.constexpr, tile: tl.constexpr):
     """Pointers to rows `begin`... of a text whose `count` rows start at `first`, and which of them there are."""
     rows = begin + tl.arange(0, tile)[:, None]
-    columns = tl.arange(0, triton.next_power_of_2(width) if width > 16 else 16)[None, :]  # tensor cores take no less
+    columns = tl.arange(0, triton.next_power_of_2(width) if width > 16 else 16)[None, :]
     return pointer + (first + rows).to(tl.int64) * stride + head * width + columns, (rows < count) & (columns < width)
 
 
@@ -57,8 +64,7 @@ def _forward(
 ):  # fmt: skip
     """Output and log-sum-exp of one tile of queries of one text and head."""
     text, head, begin = tl.program_id(0), tl.program_id(1), tl.program_id(2) * tile
-    first, first_key = tl.load(query_ends + text), tl.load(key_ends + text)
-    queries, keys = tl.load(query_ends + text + 1) - first, tl.load(key_ends + text + 1) - first_key
+    first, first_key, queries, keys = _bounds(query_ends, key_ends, text)
     if begin < queries:
         query = _load(q, first, begin, queries, head, q_stride, width, tile)
         maximum = tl.full((tile,), float("-inf"), tl.float32)
@@ -79,13 +85,27 @@ def _forward(
 
 
 @triton.jit
+def _queries_of(
+    q, out, lse, grad_out, first, begin, queries, head, q_stride, out_stride,
+    heads: tl.constexpr, width: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
+    """What backward needs of a tile of queries: themselves, the gradient of their output, log-sum-exp, and the mean of
+    the gradient of their weights, which is the product of output and its gradient."""
+    query = _load(q, first, begin, queries, head, q_stride, width, tile)
+    grad = _load(grad_out, first, begin, queries, head, out_stride, width, tile)
+    attended = _load(out, first, begin, queries, head, out_stride, width, tile)
+    rows = begin + tl.arange(0, tile)
+    its_lse = tl.load(lse + (first + rows) * heads + head, mask=rows < queries, other=0.0)
+    return query, grad, its_lse, tl.sum(grad.to(tl.float32) * attended.to(tl.float32), 1)
+
+
+@triton.jit
 def _weights_and_gradient(
-    query, key, value, grad_out, out, lse, begin, key_begin, keys, scale, causal: tl.constexpr, tile: tl.constexpr
+    query, key, value, grad, lse, mean, begin, key_begin, keys, scale, causal: tl.constexpr, tile: tl.constexpr
 ):
     """Softmax weights of a tile, and the gradient of its scores before they are scaled."""
     weights = tl.exp(_scores(query, key, begin, key_begin, keys, scale, causal, tile) - lse[:, None])
-    mean = tl.sum(grad_out.to(tl.float32) * out.to(tl.float32), 1)
-    gradient = tl.dot(grad_out, tl.trans(value), input_precision="ieee") - mean[:, None]
+    gradient = tl.dot(grad, tl.trans(value), input_precision="ieee") - mean[:, None]
     return weights, weights * gradient * scale
 
 
@@ -96,20 +116,17 @@ def _backward_queries(
 ):  # fmt: skip
     """Gradient of one tile of queries of one text and head."""
     text, head, begin = tl.program_id(0), tl.program_id(1), tl.program_id(2) * tile
-    first, first_key = tl.load(query_ends + text), tl.load(key_ends + text)
-    queries, keys = tl.load(query_ends + text + 1) - first, tl.load(key_ends + text + 1) - first_key
+    first, first_key, queries, keys = _bounds(query_ends, key_ends, text)
     if begin < queries:
-        query = _load(q, first, begin, queries, head, q_stride, width, tile)
-        grad = _load(grad_out, first, begin, queries, head, out_stride, width, tile)
-        attended = _load(out, first, begin, queries, head, out_stride, width, tile)
-        rows = begin + tl.arange(0, tile)
-        its_lse = tl.load(lse + (first + rows) * heads + head, mask=rows < queries, other=0.0)
+        query, grad, its_lse, mean = _queries_of(
+            q, out, lse, grad_out, first, begin, queries, head, q_stride, out_stride, heads, width, tile
+        )
         sums = tl.zeros((tile, query.shape[1]), tl.float32)
         for key_begin in range(0, min(keys, begin + tile) if causal else keys, tile):
             key = _load(k, first_key, key_begin, keys, head, k_stride, width, tile)
             value = _load(v, first_key, key_begin, keys, head, v_stride, width, tile)
             _, gradient = _weights_and_gradient(
-                query, key, value, grad, attended, its_lse, begin, key_begin, keys, scale, causal, tile
+                query, key, value, grad, its_lse, mean, begin, key_begin, keys, scale, causal, tile
             )
             sums += tl.dot(gradient.to(key.dtype), key, input_precision="ieee")
         _store(grad_q, first, begin, queries, head, heads * width, sums, width, tile)
@@ -122,21 +139,18 @@ def _backward_keys(
 ):  # fmt: skip
     """Gradients of one tile of keys and values of one text and head."""
     text, head, key_begin = tl.program_id(0), tl.program_id(1), tl.program_id(2) * tile
-    first, first_key = tl.load(query_ends + text), tl.load(key_ends + text)
-    queries, keys = tl.load(query_ends + text + 1) - first, tl.load(key_ends + text + 1) - first_key
+    first, first_key, queries, keys = _bounds(query_ends, key_ends, text)
     if key_begin < keys:
         key = _load(k, first_key, key_begin, keys, head, k_stride, width, tile)
         value = _load(v, first_key, key_begin, keys, head, v_stride, width, tile)
         key_sums = tl.zeros((tile, key.shape[1]), tl.float32)
         value_sums = tl.zeros((tile, key.shape[1]), tl.float32)
         for begin in range(key_begin if causal else 0, queries, tile):
-            query = _load(q, first, begin, queries, head, q_stride, width, tile)
-            grad = _load(grad_out, first, begin, queries, head, out_stride, width, tile)
-            attended = _load(out, first, begin, queries, head, out_stride, width, tile)
-            rows = begin + tl.arange(0, tile)
-            its_lse = tl.load(lse + (first + rows) * heads + head, mask=rows < queries, other=0.0)
+            query, grad, its_lse, mean = _queries_of(
+                q, out, lse, grad_out, first, begin, queries, head, q_stride, out_stride, heads, width, tile
+            )
             weights, gradient = _weights_and_gradient(
-                query, key, value, grad, attended, its_lse, begin, key_begin, keys, scale, causal, tile
+                query, key, value, grad, its_lse, mean, begin, key_begin, keys, scale, causal, tile
             )
             value_sums += tl.dot(tl.trans(weights.to(grad.dtype)), grad, input_precision="ieee")
             key_sums += tl.dot(tl.trans(gradient.to(query.dtype)), query, input_precision="ieee")

@@ -51,8 +51,10 @@ def main() -> None:
     known = ", ".join([*RUNS, *ON_A_GPU])
     parser.add_argument("--only", nargs="+", choices=[*RUNS, *ON_A_GPU], metavar="NAME", help=known)
     options = parser.parse_args()
-    (HERE / "results").mkdir(exist_ok=True)
     runs = ON_A_GPU if options.device == "cuda" else RUNS
+    if unknown := set(options.only or []) - set(runs):
+        parser.error(f"--only {' '.join(sorted(unknown))}: not with --device {options.device}")
+    (HERE / "results").mkdir(exist_ok=True)
     for name in options.only or runs:
         start = time.perf_counter()
         print(f"\n== {name}", flush=True)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from altclip_train import distributed
+from altclip_train.adamw import AdamW
 
 # A quintic that pulls singular values from [0, 1] to about 1 in five steps (see the reference).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """AdamW, but for groups marked ``hidden``: those take Muon's step, with the same learning rate and weight decay.
 
     `parameter_groups` marks them. The step of a matrix (m, n) is scaled by 0.2 sqrt(max(m, n)), so that its entries are

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from altclip_train import distributed
+from altclip_train.adamw import gradient_values
 from altclip_train.models.layers import Block, WordEmbedding
 
 # What is gathered when it is called, and freed again; word vectors for forward alone, which backward does not need.
@@ -87,6 +88,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, a
     # Apart: torch takes no list that holds both kinds.
     kinds = [[p for p in trained if isinstance(p.grad, DTensor) is sharded] for sharded in (True, False)]
     kinds = [kind for kind in kinds if kind]
-    norms = [distributed.whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+    norms = [distributed.whole(nn.utils.get_total_norm([gradient_values(p) for p in kind])) for kind in kinds]
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, max_norm, torch.stack(norms).norm())

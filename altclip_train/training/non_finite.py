@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from altclip_train import distributed
+from altclip_train.adamw import gradient_values
 from altclip_train.training.saving import Checkpoints
 
 FILE = "non_finite.jsonl"
@@ -50,11 +52,11 @@ class NonFiniteGuard(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:  # noqa: ARG002
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        own_parts = [_own_part(p.grad) for p in parameters if p.grad is not None]
+        own_parts = [_own_part(gradient_values(p)) for p in parameters]
         norm = get_total_norm(own_parts)
         finite = norm.isfinite() & self._loss.isfinite()
         bad = distributed.all_reduce_max((~finite).float())
-        sharded = any(part is not p.grad for part, p in zip(own_parts, parameters, strict=True))
+        sharded = any(isinstance(p.grad, DTensor) for p in parameters)
         if getattr(optimizer, "_step_supports_amp_scaling", False) and trainer.scaler is None and not sharded:
             optimizer.found_inf = bad  # type: ignore[attr-defined]
         elif bad:

@@ -24,8 +24,12 @@ from tests.faults.injections import inject
 from tests.integration.test_resume import EVERY_STEP
 from tests.workspace import Run, Workspace
 
-# Muon takes a step unless gradients are gone; fused AdamW is told to leave it out.
-OPTIMIZERS = {"muon": [], "fused": ["stage.optimizer._target_=torch.optim.AdamW"]}
+# Muon takes a step unless gradients are gone; fused AdamW is told to leave it out. Ours takes word vectors by rows.
+OPTIMIZERS = {
+    "muon": [],
+    "fused": ["stage.optimizer._target_=torch.optim.AdamW"],
+    "rows": ["stage.optimizer._target_=altclip_train.adamw.AdamW"],
+}
 
 
 def listed(run: Path) -> list[dict[str, Any]]:

@@ -212,3 +212,17 @@ def test_locking_a_part_that_a_model_lacks_names_those_it_has(
 def test_caption_languages_are_those_asked_for(workspace: Workspace, start: TrainedRun, override: str, drawn: set[str]):
     data = workspace.data("stage=contrastive", f"start={start.model}", override)
     assert set(data.train_set.__getitems__(list(range(20))).languages) == drawn
+
+
+def test_gradients_by_rows_train_what_dense_ones_do(workspace: Workspace, start: TrainedRun):
+    overrides = ["stage=contrastive", f"start={start.model}", "stage.optimizer.lr=1e-2", "trainer.max_epochs=-1"]
+    overrides.append("trainer.max_steps=10")
+    rows = workspace.train(*overrides)
+    dense = workspace.train(*overrides, "stage.optimizer._target_=torch.optim.AdamW")
+    assert rows.stage.model.text_model.embeddings.word_embeddings.sparse
+    assert not dense.stage.model.text_model.embeddings.word_embeddings.sparse
+    mine, other = rows.metrics("train/loss"), dense.metrics("train/loss")
+    assert len(mine) == 10
+    assert mine == pytest.approx(other, rel=1e-5)
+    for name, weight in dense.stage.state_dict().items():
+        torch.testing.assert_close(rows.stage.state_dict()[name], weight, rtol=1e-4, atol=1e-5)

@@ -153,7 +153,7 @@ def test_data_of_stage_two_is_not_augmented_by_default():
 
 @pytest.mark.parametrize(
     ("student", "target", "lr"),
-    [("null", "altclip_train.muon.Muon", 2.5e-3), ("/xlmr", "torch.optim.AdamW", 1.0e-4)],
+    [("null", "altclip_train.muon.Muon", 2.5e-3), ("/xlmr", "altclip_train.adamw.AdamW", 1.0e-4)],
 )
 def test_optimizer_of_stage_one_follows_from_what_the_student_starts_from(student: str, target: str, lr: float):
     optimizer = checked(composed("train", "stage=teacher", f"student={student}"))["stage"]["optimizer"]

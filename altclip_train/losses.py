@@ -17,9 +17,10 @@ from torch import Tensor
 
 from altclip_train import distributed
 
-# Rows and columns of a tile of logits. 4 MB stay in a CPU's cache between the passes over them; a GPU wants large
-# matrix products, and holds three tiles of 64 MB.
-CPU_TILE, GPU_TILE = 1024, 4096
+# Rows and columns of a tile of logits, and those up to which all logits are one tile, which is kept for backward. 1 MB
+# stays in a CPU's cache between the passes over it; a GPU wants large matrix products, and holds three tiles of 64 MB.
+CPU_TILE, CPU_ONLY_TILE = 512, 2048
+GPU_TILE = GPU_ONLY_TILE = 4096
 
 
 def distillation_loss(student: Tensor, target: Tensor, group: distributed.Group = None) -> Tensor:
@@ -126,13 +127,16 @@ class _Pairs(NamedTuple):
 
     @property
     def tile_size(self) -> int:
-        return CPU_TILE if self.x.device.type == "cpu" else GPU_TILE
+        size, only = (CPU_TILE, CPU_ONLY_TILE) if self.x.device.type == "cpu" else (GPU_TILE, GPU_ONLY_TILE)
+        longest = max(len(self.x), len(self.y))
+        return longest if longest <= only else size
 
     def tiles(self, kept: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows, columns, and their scaled products, computed anew unless an only tile was kept."""
         for i in _slices(len(self.x), self.tile_size):
+            scaled = self.scale * self.x[i]
             for j in _slices(len(self.y), self.tile_size):
-                yield i, j, (self.scale * self.x[i]) @ self.y[j].T if kept is None else kept
+                yield i, j, scaled @ self.y[j].T if kept is None else kept
 
     def only_tile(self, tile: Tensor | None) -> Tensor | None:
         """The tile where it is the only one: small enough to keep, and dear to compute again in a small batch."""
@@ -154,10 +158,9 @@ class _Pairs(NamedTuple):
         """Gradients of rows, columns and logit_scale from those of `add_gradients`, each times `weight`."""
         grad_x *= weight * self.scale
         # A product of features depends on logit_scale through the exponential: dL/d(logit_scale) = L = x dL/dx.
-        grad_logit_scale = (grad_x * self.x).sum()
+        grad_logit_scale = torch.linalg.vecdot(grad_x, self.x).sum()
         if grad_y is not None:
-            grad_y = distributed.all_reduce_sum(grad_y, self.group)[self.own]
-            grad_y = (grad_y * (weight * self.scale)).to(dtypes[1])
+            grad_y = distributed.all_reduce_sum(grad_y, self.group)[self.own].mul_(weight * self.scale).to(dtypes[1])
         return grad_x.to(dtypes[0]), grad_y, grad_logit_scale.to(dtypes[2])
 
 

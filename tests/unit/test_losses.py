@@ -14,6 +14,7 @@ from altclip_train.losses import contrastive_loss, distillation_loss, duplicate_
 def small_tiles(monkeypatch):
     # 7 pairs then need 3 x 3 tiles, the last ones partial.
     monkeypatch.setattr(losses, "CPU_TILE", 3)
+    monkeypatch.setattr(losses, "CPU_ONLY_TILE", 3)
 
 
 def features(pairs, width, seed, dtype=torch.float64):
@@ -127,7 +128,7 @@ def test_shorter_products_that_a_run_allows_stay_out_of_the_loss(loss, plain, sc
 def test_a_batch_of_one_tile_gives_the_gradients_of_many_each_time_it_is_asked(loss, plain, scalars, monkeypatch):  # noqa: ARG001
     inputs = [features(7, 4, 5), features(7, 4, 6), scalar(2.0), *map(scalar, scalars)]
     expected = torch.autograd.grad(loss(*inputs), inputs)
-    monkeypatch.setattr(losses, "CPU_TILE", 7)
+    monkeypatch.setattr(losses, "CPU_ONLY_TILE", 7)
     value = loss(*inputs)
     for _ in range(2):  # what was kept must survive the first time
         torch.testing.assert_close(torch.autograd.grad(value, inputs, retain_graph=True), expected)

@@ -15,6 +15,7 @@ from altclip_train.checks import check_start
 from altclip_train.command import run_main
 from altclip_train.data.processes import start_loader_server
 from altclip_train.errors import short_errors
+from altclip_train.heap import keep_freed_memory
 from altclip_train.training.launch import own_rank
 from altclip_train.training.resolvers import register_resolvers
 
@@ -48,6 +49,8 @@ def train(config: DictConfig, directory: Path) -> L.Trainer:
             logger=list(instantiate(config.logger).values()),
             callbacks=[run, *instantiate(config.callbacks, _convert_="all").values()],
         )
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         trainer.fit(stage, data, ckpt_path=run.checkpoint, weights_only=True)
         return trainer
 

@@ -31,6 +31,7 @@ from altclip_train.evaluation.other_models import library_of, load_other
 from altclip_train.evaluation.report import write_page
 from altclip_train.evaluation.results import RESULTS, SAMPLES, write_csv, write_samples
 from altclip_train.files import contents
+from altclip_train.heap import keep_freed_memory
 from altclip_train.hub import local_directory
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def main(config: DictConfig) -> None:
             if checkpoint is None or library_of(checkpoint)[0] is None:
                 find_checkpoint(checkpoint)
         benchmarks: dict[str, Any] = instantiate(config.eval, _convert_="all")
+        if _device(config.device) == "cpu":
+            keep_freed_memory()
         results = {}
         for letter, checkpoint in zip(ascii_uppercase, checkpoints, strict=False):
             results[letter] = evaluate(

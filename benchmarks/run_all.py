@@ -29,7 +29,7 @@ RUNS = {
     "loss_bfloat16": "loss.py --pairs 8192 --dtype bfloat16",
     "zero_shot": "zero_shot.py",
     "evaluation": "evaluation.py --rounds 3",
-    "switches_base": "switches.py --size base --steps 1 --rounds 3 --only dense locked checkpointing",
+    "switches_base": "switches.py --size base --steps 1 --rounds 3 --only plain dense locked checkpointing",
     "tokenization": "tokenization.py",
     "loader": "loader.py",
 }
@@ -37,7 +37,7 @@ ON_A_GPU = {
     "gpu_stage_one_base": "stage_one.py --size base --batch 256 --dtype bfloat16",
     "gpu_stage_one_large": "stage_one.py --size large --batch 128 --dtype bfloat16",
     "gpu_stage_two_large": "stage_two.py --size large --batch 256 --dtype bfloat16",
-    "gpu_switches_large": "switches.py --size large --batch 512 --dtype bfloat16 --only dense checkpointing compiled",
+    "gpu_switches_large": "switches.py --size large --batch 512 --dtype bfloat16 --only plain checkpointing compiled",
     "gpu_profile_stage_one_large": "profile_step.py --size large --batch 512 --dtype bfloat16 --rounds 3",
     "gpu_loss": "loss.py --pairs 1024 8192 16384 131072",
     "gpu_loss_bfloat16": "loss.py --pairs 1024 8192 16384 131072 --dtype bfloat16",

@@ -75,6 +75,15 @@ def models_follow() -> None:
     _before.update(cpu=_status("VmRSS"), cuda=torch.cuda.memory_allocated())
 
 
+def ours_follows(options: argparse.Namespace) -> None:
+    """`models_follow`, and what our commands do before they train or evaluate. Peers run as they come."""
+    from altclip_train.heap import keep_freed_memory
+
+    if options.device == "cpu":
+        keep_freed_memory()
+    models_follow()
+
+
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
     """Seconds and CPU seconds of the block, filled in at its end. A round may time a part of itself."""

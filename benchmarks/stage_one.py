@@ -25,7 +25,6 @@ from typing import Any
 
 import shapes
 import sides
-import torch
 from torch import Tensor
 
 OURS = ["ours_cached", "ours_first_epoch"]
@@ -71,15 +70,17 @@ def batches(options: argparse.Namespace) -> list[tuple[shapes.Texts, shapes.Text
 
 class Ours:
     def __init__(self, options: argparse.Namespace, drawn: Sequence[tuple[shapes.Texts, shapes.Texts]]) -> None:
+        from altclip_train.adamw import AdamW
         from altclip_train.models import AltCLIPTextModel, load_clip_text
         from altclip_train.models.altclip import pack_padded
-        from altclip_train.optim import parameter_groups
+        from altclip_train.optim import parameter_groups, take_gradients_by_rows
 
-        sides.models_follow()
+        sides.ours_follows(options)
         self.options = options
         self.teacher = load_clip_text(Path(options.models) / "clip").requires_grad_(False).to(options.device)
         self.student = AltCLIPTextModel.from_pretrained(Path(options.models) / "altclip").train().to(options.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.student, 0.01), lr=1e-4, fused=True)
+        self.optimizer = AdamW(parameter_groups(self.student, 0.01), lr=1e-4, fused=True)
+        take_gradients_by_rows(self.student, self.optimizer)
         self.packed = [(pack_padded(*student), pack_padded(*teacher)) for student, teacher in drawn]
         self.cached: list[Tensor] = []
         if options.side == "ours_cached":

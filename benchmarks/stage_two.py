@@ -49,16 +49,18 @@ def texts(options: argparse.Namespace) -> list[shapes.Texts]:
 
 class Ours:
     def __init__(self, options: argparse.Namespace) -> None:
+        from altclip_train.adamw import AdamW
         from altclip_train.models import AltCLIPModel
         from altclip_train.models.altclip import pack_padded
-        from altclip_train.optim import parameter_groups
+        from altclip_train.optim import parameter_groups, take_gradients_by_rows
 
-        sides.models_follow()
+        sides.ours_follows(options)
         self.options = options
         self.model = AltCLIPModel.from_pretrained(Path(options.models) / "altclip").train().to(options.device)
         for part in (self.model.vision_model, self.model.visual_projection):
             part.requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 0.01), lr=1e-4, fused=True)
+        self.optimizer = AdamW(parameter_groups(self.model, 0.01), lr=1e-4, fused=True)
+        take_gradients_by_rows(self.model, self.optimizer)
         self.texts = [pack_padded(*drawn) for drawn in texts(options)]
         self.cached: list[Tensor] = []
         if options.side == "ours_cached":

@@ -2,13 +2,14 @@
 
 Every side is our own step towards cached teacher vectors, gradients clipped as in training:
 
-    dense            fused AdamW over every row of the word vectors
+    plain            as a run takes it without any switch
+    dense            stage.optimizer._target_=torch.optim.AdamW: gradients of word vectors as large as their table
     locked           stage.locked=[embeddings.word_embeddings]
     trimmed          a vocabulary of 32,000, as `altclip trim` makes one; the texts of every side keep to it
     checkpointing    stage.gradient_checkpointing=true
     compiled         stage.compile=true; the first, uncounted round has the time of compiling
 
-`locked` bounds what an optimizer that only touches the rows of a batch could win.
+`locked` bounds what an optimizer that only touches the rows of a batch could win. On a GPU `dense` is `plain`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import shapes
 import sides
 import torch
 
+from altclip_train.adamw import AdamW
 from altclip_train.losses import distillation_loss
 from altclip_train.models import build_text_student, compile_blocks, pack_padded, set_gradient_checkpointing
-from altclip_train.optim import parameter_groups
+from altclip_train.optim import parameter_groups, take_gradients_by_rows
+from altclip_train.sharding import clip_gradients
 
-SIDES = ["dense", "locked", "trimmed", "checkpointing", "compiled"]
+SIDES = ["plain", "dense", "locked", "trimmed", "checkpointing", "compiled"]
 TRIMMED = 32_000
 
 
 def side(options: argparse.Namespace) -> None:
     def prepare() -> sides.Round:
-        sides.models_follow()
+        sides.ours_follows(options)
         torch.manual_seed(0)
         shape = shapes.STUDENTS[options.size]
         vocabulary = min(TRIMMED, shape["vocab_size"])
@@ -45,8 +48,9 @@ def side(options: argparse.Namespace) -> None:
         set_gradient_checkpointing(student, options.side == "checkpointing")
         if options.side == "compiled":
             compile_blocks(student)
-        trained = [p for p in student.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameter_groups(student, 0.01), lr=1e-4, fused=True)
+        kind = torch.optim.AdamW if options.side == "dense" else AdamW
+        optimizer = kind(parameter_groups(student, 0.01), lr=1e-4, fused=True)
+        take_gradients_by_rows(student, optimizer)
         drawn = [shapes.draw_texts(2 * options.batch, vocabulary, n).to(options.device) for n in range(options.steps)]
         packed = [pack_padded(*texts) for texts in drawn]
         targets = torch.randn(2 * options.batch, 512, device=options.device)
@@ -59,7 +63,7 @@ def side(options: argparse.Namespace) -> None:
                     loss = distillation_loss(student.encode_packed(texts), targets)
                 loss.backward()
                 with sides.timed() as part:
-                    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                    clip_gradients(student.parameters(), 1.0)
                     optimizer.step()
                     optimizer.zero_grad()
                 update = {key: update[key] + part[key] for key in update}

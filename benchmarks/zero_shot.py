@@ -34,7 +34,7 @@ def side(options: argparse.Namespace) -> None:
             from altclip_train.evaluation.zero_shot import build_classifier
             from altclip_train.models import AltCLIPModel
 
-            sides.models_follow()
+            sides.ours_follows(options)
             model = AltCLIPModel.from_pretrained(Path(options.models) / "altclip").to(options.device)
             processor: Any = SimpleNamespace(tokenizer=shapes.Words())
             encoder = Encoder(model, processor)

@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from altclip_train.heap import keep_freed_memory
+
 Tools = argparse._SubParsersAction
 
 
@@ -93,7 +95,7 @@ def _embed_shards(options: argparse.Namespace) -> None:
         part=part_of_work(options.part),
         dtype=options.dtype,
         directory=options.directory,
-        device=device_of(options.device),
+        device=_device_to_embed_on(options.device),
     )
     if options.stage == "contrastive":
         coverage = embed_contrastive(options.model, job)
@@ -115,7 +117,7 @@ def _embed_records(options: argparse.Namespace) -> None:
 
     part = part_of_work(options.part)
     table = Table(directory=Path(options.output), dtype=options.dtype, file_format=options.format, part=part)
-    towers = Towers(options.model, device=device_of(options.device), max_length=options.max_length)
+    towers = Towers(options.model, device=_device_to_embed_on(options.device), max_length=options.max_length)
     if options.texts is not None:
         made = embed_texts(towers, options.texts, table)
     else:
@@ -139,3 +141,10 @@ def device_of(name: str | None) -> str:
     import torch
 
     return name or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+
+
+def _device_to_embed_on(name: str | None) -> str:
+    device = device_of(name)
+    if device == "cpu":
+        keep_freed_memory()
+    return device

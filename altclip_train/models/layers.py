@@ -21,7 +21,7 @@ Layout = PackedLayout | PaddedLayout
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), through silu because that is one fused kernel each way."""
-    return F.silu(1.702 * x) / 1.702
+    return F.silu(1.702 * x).div_(1.702)
 
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}

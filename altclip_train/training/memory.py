@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from altclip_train.heap import give_back_freed_memory
+
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # Control groups of either version: limit, use, and what of the use is copies of files, which make room.
 _FILES = (
@@ -39,6 +41,7 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        give_back_freed_memory()
         with suppress(OSError):  # Linux alone has it
             (_PROC / "self/clear_refs").write_text("5")
 

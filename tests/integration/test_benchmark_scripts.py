@@ -16,7 +16,7 @@ TINY = ["--size", "tiny", "--batch", "4", "--steps", "1"]
 SCRIPTS = {
     "loss": ["--pairs", "64", "128", "--most-compared", "64"],
     "stage_one": TINY,
-    "switches": [*TINY, "--only", "dense", "locked", "checkpointing"],
+    "switches": [*TINY, "--only", "plain", "dense", "locked", "checkpointing"],
     "stage_two": TINY,
     "zero_shot": ["--size", "tiny", "--classes", "3", "--templates", "4", "--whole", "4"],
     "evaluation": [

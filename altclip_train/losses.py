@@ -17,9 +17,9 @@ from torch import Tensor
 
 from altclip_train import distributed
 
-# Rows and columns of a tile of logits, and those up to which all logits are one tile, which is kept for backward. 1 MB
-# stays in a CPU's cache between the passes over it; a GPU wants large matrix products, and holds three tiles of 64 MB.
-CPU_TILE, CPU_ONLY_TILE = 512, 2048
+# Rows and columns of a tile of logits, and those up to which all logits are one tile, which is kept for backward. 2 MB
+# stay in a CPU's cache between the passes over them; a GPU wants large matrix products, and holds three tiles of 64 MB.
+CPU_TILE, CPU_ONLY_TILE = 768, 2048
 GPU_TILE = GPU_ONLY_TILE = 4096
 
 

@@ -72,6 +72,8 @@ def serve(options: argparse.Namespace, prepare: Callable[[], Round]) -> None:
 def models_follow() -> None:
     """To be called once libraries are loaded: they do not count as memory of a side."""
     gc.collect()
+    with suppress(AttributeError):  # glibc alone has it: what loading has left would count as there before
+        ctypes.CDLL(None).malloc_trim(0)
     _before.update(cpu=_status("VmRSS"), cuda=torch.cuda.memory_allocated())
 
 

@@ -1,8 +1,8 @@
 """The attention kernel of a GPU, which Triton's interpreter runs on a CPU, against torch's attention of each text.
 
-Triton comes with builds of torch for CUDA alone, and its interpreter takes no newest numpy: both come from a folder made
-by ``pip install --target DIR --no-deps triton==3.6.0 numpy==2.3.5``, in a process of its own. What compiled code and
-real tensor cores do with it, `pytest -m cuda` shows on a GPU.
+Triton comes with builds of torch for CUDA alone, and its interpreter takes no newest numpy: both come from a folder
+made by ``pip install --target DIR --no-deps triton==3.6.0 numpy==2.3.5``, in a process of its own. What compiled code
+and real tensor cores do with it, `pytest -m cuda` shows on a GPU.
 """
 
 from __future__ import annotations
@@ -50,7 +50,13 @@ class Case(NamedTuple):
 
 
 # Narrower than a product of tensor cores, no power of two, as in XLM-R.
-CASES = [Case(8, False, False), Case(10, True, False), Case(64, True, False), Case(64, False, False), Case(8, False, True)]
+CASES = [
+    Case(8, False, False),
+    Case(10, True, False),
+    Case(64, True, False),
+    Case(64, False, False),
+    Case(8, False, True),
+]
 
 
 def inputs_of(case: Case) -> dict[str, object]:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -59,14 +59,14 @@ CASES = [
 ]
 
 
-def inputs_of(case: Case) -> dict[str, object]:
+def inputs_of(case: Case) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(case.width)
     rows = [sum(case.query_lengths), sum(LENGTHS), sum(LENGTHS)]
     drawn = [torch.randn(count, HEADS, case.width, generator=generator) for count in rows]
     return {"query, key, value": drawn, "gradient": torch.randn(drawn[0].shape, generator=generator)}
 
 
-def options_of(case: Case) -> dict[str, object]:
+def options_of(case: Case) -> dict[str, Any]:
     lengths = case.query_lengths, LENGTHS
     ends = tuple(F.pad(torch.tensor(each).cumsum(0), (1, 0)).int() for each in lengths)
     return {"ends": ends, "longest": tuple(map(max, lengths)), "causal": case.causal}
@@ -74,10 +74,10 @@ def options_of(case: Case) -> dict[str, object]:
 
 def of_each_text(query: Tensor, key: Tensor, value: Tensor, case: Case) -> Tensor:
     parts = zip(query.split(case.query_lengths), key.split(LENGTHS), value.split(LENGTHS), strict=True)
-    attended = [
-        F.scaled_dot_product_attention(*(part.transpose(0, 1)[None] for part in text), is_causal=case.causal)
-        for text in parts
-    ]
+    attended = []
+    for text in parts:
+        q, k, v = (part.transpose(0, 1)[None] for part in text)
+        attended.append(F.scaled_dot_product_attention(q, k, v, is_causal=case.causal))
     return torch.cat([text[0].transpose(0, 1) for text in attended])
 
 
@@ -97,8 +97,9 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> list[list[Tensor]]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernel_and_its_gradients_are_those_of_torch(interpreted: list[list[Tensor]], case: Case):
     inputs = inputs_of(case)
-    leaves = [part.requires_grad_() for part in inputs["query, key, value"]]  # type: ignore[attr-defined]
-    expected = of_each_text(*leaves, case)
-    gradients = torch.autograd.grad(expected, leaves, inputs["gradient"])  # type: ignore[arg-type]
+    leaves = [part.requires_grad_() for part in inputs["query, key, value"]]
+    query, key, value = leaves
+    expected = of_each_text(query, key, value, case)
+    gradients = torch.autograd.grad(expected, leaves, inputs["gradient"])
     for found, value in zip(interpreted[CASES.index(case)], [expected, *gradients], strict=True):
         torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)

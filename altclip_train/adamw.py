@@ -29,11 +29,15 @@ class AdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None and parameter.grad.is_sparse:
-                    self._step_by_rows(parameter, group)
+            self._step_apart(group)
         super().step()
         return loss
+
+    def _step_apart(self, group: dict[str, Any]) -> None:
+        """Step what torch's AdamW is not to see, and leave it without a gradient."""
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                self._step_by_rows(parameter, group)
 
     def _step_by_rows(self, table: Tensor, group: dict[str, Any]) -> None:
         values, gradient = gradient_values(table), table.grad

@@ -7,7 +7,7 @@ untrained towers lie in a few directions, and an orthogonal step moves the other
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -45,18 +45,11 @@ class Muon(AdamW):
         # Fused AdamW would let a gradient scaler leave gradients scaled, also those that it never sees.
         self._step_supports_amp_scaling = False
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            if group.get("hidden"):
-                for matrix in group["params"]:
-                    self._step_matrix(matrix, group)
-        super().step()
-        return loss
+    def _step_apart(self, group: dict[str, Any]) -> None:
+        if group.get("hidden"):
+            for matrix in group["params"]:
+                self._step_matrix(matrix, group)
+        super()._step_apart(group)
 
     def _step_matrix(self, matrix: Tensor, group: dict[str, Any]) -> None:
         gradient, matrix.grad = matrix.grad, None  # AdamW passes over what has no gradient

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from altclip_train.data.index import ShardIndex, ShardState
+from altclip_train.data.locks import is_at, lock_alone, remove_unheld
 from altclip_train.data.remote import DiskFull, Patience, check_unchanged, download, state_of
 from altclip_train.data.urls import RemoteUrl
 from altclip_train.errors import Unreachable
@@ -138,7 +139,7 @@ class ShardCache:
                 f"remote shards need a directory for their copies, but {self.directory} cannot be written "
                 f"({error.strerror}): set data.cache_dir"
             ) from None
-        if _lock_alone(descriptor) and _is_at(descriptor, part):
+        if lock_alone(descriptor) and is_at(descriptor, part):
             return descriptor
         os.close(descriptor)
         return None
@@ -176,7 +177,7 @@ class ShardCache:
         for _, length, path in sorted(files):
             if missing <= 0:
                 break
-            if length and _remove_unused(path):
+            if length and remove_unheld(path):
                 missing -= length
         return missing
 
@@ -204,44 +205,10 @@ def _open_shared(entry: Path, state: ShardState) -> int | None:
         return descriptor
     os.close(descriptor)
     if stat.st_nlink:
-        _remove_unused(str(entry))  # shortened by some accident
+        remove_unheld(entry)  # shortened by some accident
     return None
 
 
 def _touch(path: Path) -> None:
     with suppress(OSError):  # removed meanwhile, or another user's
         os.utime(path)
-
-
-def _remove_unused(path: str) -> bool:
-    """Remove a file unless a process holds it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        if not _lock_alone(descriptor):
-            return False
-        if _is_at(descriptor, path):
-            os.unlink(path)
-        return True
-    except OSError:  # another user's
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _lock_alone(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(descriptor: int, path: str | Path) -> bool:
-    """Whether the open file still has this name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -4,7 +4,9 @@ import base64
 import gzip
 import io
 import json
+import os
 import random
+import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -16,6 +18,7 @@ from altclip_train.cli import main
 from altclip_train.data.importers import Filters, ImportJob, run_import
 from altclip_train.data.importers.chinese_clip import decode_base64
 from altclip_train.data.importers.filters import in_script
+from altclip_train.data.importers.job import temporary_beside
 from altclip_train.data.importers.run import ShardMaker
 from altclip_train.data.samples import BadSample
 
@@ -239,6 +242,23 @@ class TestRestartsAndParts:
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
         run_import(noisy_job(file, tmp_path / "out"))
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")} == before
+
+    def test_only_files_of_living_processes_are_left_alone(self, tmp_path, noisy_pairs):
+        file, _ = noisy_pairs
+        run_import(noisy_job(file, tmp_path / "out"))
+        ready, tell = os.pipe()
+        if not (child := os.fork()):
+            with temporary_beside(tmp_path / "out" / "000001.tar") as leftover:
+                os.write(tell, leftover.name.encode())
+                os.kill(os.getpid(), signal.SIGKILL)
+        leftover = tmp_path / "out" / os.read(ready, 200).decode()
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # dead, but its number is taken: nobody has waited for it
+        assert leftover.exists()
+        with temporary_beside(tmp_path / "out" / "000002.tar") as current:
+            run_import(noisy_job(file, tmp_path / "out"))
+            assert current.exists()
+            assert not leftover.exists()
+        os.waitpid(child, 0)
 
     def test_other_settings_or_input_are_refused(self, tmp_path, noisy_pairs):
         file, _ = noisy_pairs

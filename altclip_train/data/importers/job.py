@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ from typing import Any
 
 from altclip_train.data.importers.chinese_clip import split_files
 from altclip_train.data.importers.filters import Filters
+from altclip_train.data.locks import is_at, lock_alone, remove_unheld
 from altclip_train.files import publish_first
 
 TABLE_KINDS = ("parallel", "moses", "image-text")
 ANNOTATION_KINDS = ("coco", "flickr30k-cn", "coco-cn")
 KINDS = (*TABLE_KINDS, *ANNOTATION_KINDS, "chinese-clip")
-HOST = socket.gethostname().replace(".", "_")
+HOST = socket.gethostname().replace(".", "_").replace("-", "_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,19 +111,31 @@ class ImportJob:
     def remove_leftovers(self) -> None:
         """Delete temporary files of processes of this machine that are gone."""
         for path in [*self.output.glob(f".tmp-{HOST}-*"), *self.state.glob(f".tmp-{HOST}-*")]:
-            pid = path.name.split("-")[-2] if path.name.count("-") >= 3 else ""
-            if pid.isdigit() and not _is_running(int(pid)):
-                path.unlink(missing_ok=True)
+            remove_unheld(path)
 
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A name for a file beside ``path``, which `remove_leftovers` knows; gone when the block ends."""
-    temporary = path.with_name(f".tmp-{HOST}-{os.getpid()}-{path.name}")
+    """An empty file beside ``path``, which `remove_leftovers` leaves alone for so long; gone when the block ends."""
+    temporary = path.with_name(f".tmp-{HOST}-{secrets.token_hex(4)}-{path.name}")
+    descriptor = _create_held(temporary)
     try:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _create_held(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            held = lock_alone(descriptor)
+        except OSError:  # a file system without locks: leftovers stay there
+            held = True
+        if held and is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # taken for a leftover before it was locked
 
 
 @contextmanager
@@ -132,13 +146,3 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -168,10 +169,13 @@ def _versions() -> dict[str, str]:
 class Side:
     """A process that does rounds on request."""
 
-    def __init__(self, name: str, python: str, arguments: Sequence[str]) -> None:
+    def __init__(self, name: str, python: str, arguments: Sequence[str], settings: Mapping[str, str]) -> None:
         self.name = name
         command = [python, sys.argv[0], "--side", name, *arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, **settings}
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.versions: dict[str, str] = {}
         self.first: dict[str, Any] = {}
         self.rounds: list[dict[str, Any]] = []
@@ -207,12 +211,16 @@ def take_turns(
     arguments: Sequence[str],
     *,
     warm_up: int = 1,
+    settings: Mapping[str, str] = {},
 ) -> dict[str, Side]:
-    """Every side, and the ceiling, after its rounds: one that warms up and is not counted, then ``--rounds``."""
+    """Every side, and the ceiling, after its rounds: one that warms up and is not counted, then ``--rounds``.
+
+    `settings` are variables of the environment, the same for all.
+    """
     pythons = dict.fromkeys([*ours, CEILING], sys.executable)
     pythons |= dict.fromkeys(peers, options.peers) if options.peers else {}
     shared = [f"--{name}={getattr(options, name)}" for name in ("threads", "device", "dtype", "rounds")]
-    sides = [Side(name, python, [*arguments, *shared]) for name, python in pythons.items()]
+    sides = [Side(name, python, [*arguments, *shared], settings) for name, python in pythons.items()]
     for side in sides:
         side.wait_until_prepared()
     for number in range(warm_up + options.rounds):

@@ -49,8 +49,7 @@ def train(config: DictConfig, directory: Path) -> L.Trainer:
             logger=list(instantiate(config.logger).values()),
             callbacks=[run, *instantiate(config.callbacks, _convert_="all").values()],
         )
-        if trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(trainer.strategy.root_device)
         trainer.fit(stage, data, ckpt_path=run.checkpoint, weights_only=True)
         return trainer
 

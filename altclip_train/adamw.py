@@ -35,8 +35,13 @@ class AdamW(torch.optim.AdamW):
 
     def _step_apart(self, group: dict[str, Any]) -> None:
         """Step what torch's AdamW is not to see, and leave it without a gradient."""
+        others = group["amsgrad"] or group["maximize"] or getattr(self, "grad_scale", None) is not None
         for parameter in group["params"]:
-            if parameter.grad is not None and parameter.grad.is_sparse:
+            if parameter.grad is None or not parameter.grad.is_sparse:
+                continue
+            if others:  # rules that are torch's alone
+                parameter.grad = parameter.grad.to_dense()
+            else:
                 self._step_by_rows(parameter, group)
 
     def _step_by_rows(self, table: Tensor, group: dict[str, Any]) -> None:
@@ -81,8 +86,12 @@ def gradient_values(parameter: Tensor) -> Tensor:
 
     They are the gradient's own, so that what changes them changes it.
     """
+    add_up_rows(parameter)
     assert parameter.grad is not None
-    if not parameter.grad.is_sparse:
-        return parameter.grad
-    parameter.grad = parameter.grad.coalesce()
-    return parameter.grad.values()
+    return parameter.grad.values() if parameter.grad.is_sparse else parameter.grad
+
+
+def add_up_rows(parameter: Tensor) -> None:
+    """Leave a sparse gradient with one entry for each row."""
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.coalesce()

@@ -160,8 +160,7 @@ def main(config: DictConfig) -> None:
             if checkpoint is None or library_of(checkpoint)[0] is None:
                 find_checkpoint(checkpoint)
         benchmarks: dict[str, Any] = instantiate(config.eval, _convert_="all")
-        if _device(config.device) == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(_device(config.device))
         results = {}
         for letter, checkpoint in zip(ascii_uppercase, checkpoints, strict=False):
             results[letter] = evaluate(

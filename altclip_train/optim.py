@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from altclip_train import distributed
-from altclip_train.adamw import AdamW
+from altclip_train.adamw import AdamW, add_up_rows
 from altclip_train.models.layers import WordEmbedding
 
 Schedule = Callable[..., LambdaLR]
@@ -41,13 +40,26 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def take_gradients_by_rows(module: nn.Module, optimizer: Optimizer) -> None:
     """Let tables of words in `module` have sparse gradients, where `optimizer` takes them and that is faster.
 
-    On a GPU zeros cost nothing, and over ranks dense gradients are what travels.
+    On a GPU zeros cost nothing, and in a process group dense gradients are what travels.
     """
-    takes = isinstance(optimizer, AdamW) and not (optimizer.defaults["amsgrad"] or optimizer.defaults["maximize"])
+    takes = takes_gradients_by_rows(optimizer) and not distributed.is_initialized()
     for part in module.modules():
         if isinstance(part, WordEmbedding):
-            alone = distributed.world_size() == 1 and not isinstance(part.weight, DTensor)
-            part.sparse = takes and alone and part.weight.device.type == "cpu"
+            by_rows = takes and part.weight.requires_grad and part.weight.device.type == "cpu"
+            if by_rows and not part.sparse:
+                # Else each backward of a batch in parts would append a row for every token.
+                part.weight.register_post_accumulate_grad_hook(add_up_rows)
+            part.sparse = by_rows
+
+
+def takes_gradients_by_rows(optimizer: Optimizer) -> bool:
+    return isinstance(optimizer, AdamW) and not (optimizer.defaults["amsgrad"] or optimizer.defaults["maximize"])
+
+
+def gradient_bytes(module: nn.Module, *, by_rows: bool = False) -> int:
+    """Of all that trains; with `by_rows`, but for tables of words."""
+    tables = {id(part.weight) for part in module.modules() if by_rows and isinstance(part, WordEmbedding)}
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad and id(p) not in tables)
 
 
 def warmup_linear(optimizer: Optimizer, *, total_steps: int, warmup_steps: int) -> LambdaLR:

@@ -121,8 +121,9 @@ def measure(options: argparse.Namespace, pairs: int) -> dict[str, sides.Side]:
     if pairs > options.most_compared:
         return sides.take_turns(once, OURS[:1], [], arguments, warm_up=0)
     done = sides.take_turns(options, OURS, PEERS, arguments)
-    for name, fresh in sides.take_turns(once, OURS, PEERS, arguments, warm_up=0, settings=ONLY_IN_USE).items():
-        done[name].peak_bytes = fresh.peak_bytes
+    if options.device == "cpu":  # torch itself counts what is in use on a GPU
+        for name, fresh in sides.take_turns(once, OURS, PEERS, arguments, warm_up=0, settings=ONLY_IN_USE).items():
+            done[name].peak_bytes = fresh.peak_bytes
     return done
 
 

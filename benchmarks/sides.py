@@ -72,9 +72,7 @@ def serve(options: argparse.Namespace, prepare: Callable[[], Round]) -> None:
 
 def models_follow() -> None:
     """To be called once libraries are loaded: they do not count as memory of a side."""
-    gc.collect()
-    with suppress(AttributeError):  # glibc alone has it: what loading has left would count as there before
-        ctypes.CDLL(None).malloc_trim(0)
+    _give_back()  # what loading has left would count as there before
     _before.update(cpu=_status("VmRSS"), cuda=torch.cuda.memory_allocated())
 
 
@@ -82,8 +80,7 @@ def ours_follows(options: argparse.Namespace) -> None:
     """`models_follow`, and what our commands do before they train or evaluate. Peers run as they come."""
     from altclip_train.heap import keep_freed_memory
 
-    if options.device == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(options.device)
     models_follow()
 
 
@@ -128,12 +125,17 @@ _before = {"cpu": 0, "cuda": 0}
 
 def _forget_peak() -> None:
     """Building a model takes more than training it may: what counts begins here."""
-    gc.collect()
+    _give_back()
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError, AttributeError):  # Linux alone
-        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):  # Linux alone
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def _give_back() -> None:
+    gc.collect()
+    with suppress(AttributeError):  # glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak_bytes() -> int:

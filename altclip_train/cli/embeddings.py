@@ -145,6 +145,5 @@ def device_of(name: str | None) -> str:
 
 def _device_to_embed_on(name: str | None) -> str:
     device = device_of(name)
-    if device == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     return device

@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from altclip_train.data.index import ShardIndex, ShardState
-from altclip_train.data.locks import is_at, lock_alone, remove_unheld
 from altclip_train.data.remote import DiskFull, Patience, check_unchanged, download, state_of
 from altclip_train.data.urls import RemoteUrl
 from altclip_train.errors import Unreachable
+from altclip_train.locks import is_at, lock_alone, remove_unheld
 
 logger = logging.getLogger(__name__)
 

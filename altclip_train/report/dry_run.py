@@ -18,10 +18,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from altclip_train.data.streaming import StreamedPairs
 from altclip_train.data.training_data import FILL, READ
-from altclip_train.optim import parameter_groups
+from altclip_train.heap import keep_freed_memory
+from altclip_train.optim import gradient_bytes, parameter_groups, takes_gradients_by_rows
 from altclip_train.report.record import parameter_counts
 from altclip_train.stages import ContrastiveLearning, TeacherLearning
 from altclip_train.training.launch import own_rank
@@ -53,6 +55,7 @@ def dry_run(config: DictConfig) -> None:
     trainer: L.Trainer = instantiate(
         config.trainer, logger=False, callbacks=[timer], enable_checkpointing=False, limit_val_batches=0
     )
+    keep_freed_memory(trainer.strategy.root_device)  # as the run does
     batch = _first_batch(data)
     share = math.ceil(data.global_batch_size / trainer.world_size)
     memory = _estimated_memory(stage, batch, min(share, stage.micro_batch or share), trainer)
@@ -148,14 +151,20 @@ def _counting(ignored: set[int]) -> Iterator[dict[int, int]]:
 
 def _states_per_parameter(stage: Stage) -> dict[bool, int]:
     """Numbers that the optimizer keeps for each number of a hidden matrix (True) and of any other parameter."""
-    toy = nn.Linear(3, 3)
-    optimizer = stage.optimizer(parameter_groups(toy, 0.0))
-    toy(torch.ones(1, 3)).sum().backward()
+    optimizer = _toy_optimizer(stage)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     return {
-        parameter is toy.weight: sum(value.numel() == parameter.numel() for value in state.values())
+        parameter.ndim == 2: sum(value.numel() == parameter.numel() for value in state.values())
         for parameter, state in optimizer.state.items()
     }
+
+
+def _toy_optimizer(stage: Stage) -> Optimizer:
+    """The stage's, of a hidden matrix and its bias."""
+    return stage.optimizer(parameter_groups(nn.Linear(3, 3), 0.0))
 
 
 def _check_towers(stage: Stage, data: Any) -> None:
@@ -210,12 +219,13 @@ def _estimated_memory(
 ) -> dict[str, int]:
     """Bytes by what they are for, when so many samples have a graph at a time."""
     weights = sum(one.numel() * one.element_size() for one in stage.parameters())
-    gradients = sum(one.numel() * one.element_size() for one in stage.parameters() if one.requires_grad)
+    alone_on_cpu = trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
+    by_rows = alone_on_cpu and takes_gradients_by_rows(_toy_optimizer(stage))
     with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in str(trainer.precision)):
         activations = saved_bytes(stage, batch) * samples // len(batch.keys)
     return {
         "weights": weights,
-        "gradients": gradients,
+        "gradients" + (" but for those of word vectors" if by_rows else ""): gradient_bytes(stage, by_rows=by_rows),
         "optimizer": optimizer_bytes(stage),
         f"activations of {samples:,} samples": activations,
     }

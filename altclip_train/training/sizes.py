@@ -26,6 +26,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from altclip_train.data.streaming import StreamedPairs
 from altclip_train.data.training_data import TrainingData
+from altclip_train.heap import keep_freed_memory
+from altclip_train.optim import gradient_bytes
 from altclip_train.training import runs
 from altclip_train.training.facts import read_config
 from altclip_train.training.launch import launched_process, lowest, own_rank
@@ -103,12 +105,15 @@ def _found(config: DictConfig, key: str) -> dict[str, Any]:
     set_matmul_precision(config.float32_matmul_precision)
     trainer: L.Trainer = instantiate(config.trainer, logger=False, callbacks=[], enable_checkpointing=False)
     _check_measurable(trainer, key)
+    keep_freed_memory(trainer.strategy.root_device)  # as the run does
     data: TrainingData = instantiate(config.data, _convert_="all")
     data.prepare_data()
     budget = _budget(trainer)
     trials = _Trials(config, data, trainer.strategy.root_device)
     if trainer.world_size > 1:
-        budget -= trials.gradient_bytes  # DDP copies them to send them
+        dense = gradient_bytes(trials.stage)
+        measured = gradient_bytes(trials.stage, by_rows=trainer.strategy.root_device.type == "cpu")
+        budget -= dense + (dense - measured)  # DDP copies them to send them, and takes none by rows
     share = math.ceil(data.global_batch_size / trainer.world_size)
     if key == MICRO:
         peak_of, limit, first = partial(trials.peak_in_parts, share), share, math.ceil(share / 32)
@@ -140,10 +145,6 @@ class _Trials:
         # A rate of 0: weights stay what they are, however often they are tried.
         self.stage.schedule = _standing_still
         self.data = _LongestBatches(data)
-
-    @property
-    def gradient_bytes(self) -> int:
-        return sum(one.numel() * one.element_size() for one in self.stage.parameters() if one.requires_grad)
 
     def peak_in_parts(self, samples: int, size: int) -> float:
         """Bytes at most in use while ``samples`` train ``size`` at a time.

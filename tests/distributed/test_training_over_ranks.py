@@ -49,6 +49,11 @@ def test_teacher_stage_on_two_ranks_equals_one(workspace: Workspace, batch: int)
     assert two.metrics("val/other_mse") == pytest.approx(one.metrics("val/other_mse"), rel=1e-4)
 
 
+def test_a_process_group_of_one_rank_equals_none(workspace: Workspace, start: Run):
+    overrides = ["stage=contrastive", f"start={start.model}", "trainer.max_steps=3"]
+    assert_same_run(workspace.run(*overrides, "strategy=auto", "trainer.strategy=ddp"), workspace.train(*overrides))
+
+
 def test_two_ranks_choose_the_same_dated_directory_and_evaluate_once(workspace: Workspace):
     outputs = workspace.new_directory()
     done = workspace.run_command("stage=teacher", f"outputs={outputs}", "trainer.devices=2", "eval=[starter_zero_shot]")

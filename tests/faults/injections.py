@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from altclip_train.adamw import gradient_values
+
 
 class Injection(L.Callback):
     """Something at the beginning of steps."""
@@ -58,12 +60,17 @@ class Exit(Injection):
 
 
 class Poison(Injection):
-    """A gradient that is not finite, after the ranks have averaged theirs."""
+    """A gradient that is not finite, after the ranks have averaged theirs: the last, or, `by_rows`, of word vectors."""
+
+    def __init__(self, *, steps: Sequence[int], rank: int = 0, by_rows: bool = False) -> None:
+        super().__init__(steps=steps, rank=rank)
+        self.by_rows = by_rows
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.at(trainer):
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            gradients[-1].view(-1)[0] = torch.inf
+            with_gradient = [p for p in pl_module.parameters() if p.grad is not None]
+            chosen = [p for p in with_gradient if p.grad.is_sparse] if self.by_rows else with_gradient
+            gradient_values(chosen[-1]).view(-1)[0] = torch.inf
 
 
 class PoisonWeights(Injection):
@@ -75,7 +82,7 @@ class PoisonWeights(Injection):
             weights[-1].data.view(-1)[0] = torch.nan
 
 
-def inject(kind: str, steps: Sequence[int], **options: int) -> str:
+def inject(kind: str, steps: Sequence[int], **options: int | bool) -> str:
     """The override that adds an injection to a run."""
     values = "".join(f", {name}: {value}" for name, value in options.items())
     return f"+callbacks.inject={{_target_: {__name__}.{kind}, steps: {list(steps)}{values}}}"

@@ -40,7 +40,7 @@ def listed(run: Path) -> list[dict[str, Any]]:
 def test_a_step_with_an_infinite_gradient_changes_nothing_and_is_listed(workspace: Workspace, optimizer: str):
     """Stock Lightning: the weights are NaN from that step on, and the run finishes as if all were well."""
     overrides = ["stage=teacher", "trainer.max_steps=5", *EVERY_STEP, *OPTIMIZERS[optimizer]]
-    run = workspace.train(*overrides, inject("Poison", [2]))
+    run = workspace.train(*overrides, inject("Poison", [2], by_rows=optimizer == "rows"))
     before, after = run.checkpoint(2), run.checkpoint(3)
     for name, weights in before["state_dict"].items():
         assert torch.equal(after["state_dict"][name], weights), name
@@ -70,7 +70,7 @@ def test_a_run_without_a_finite_step_stops_and_names_the_last_good_checkpoint(wo
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["muon", "fused"])  # over ranks no gradient is by rows
 def test_a_gradient_that_is_not_finite_on_one_rank_alone_is_left_out_on_both(workspace: Workspace, optimizer: str):
     """Stock Lightning: the ranks go on with different weights."""
     directory = workspace.new_directory()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 import time
@@ -50,6 +52,17 @@ def test_a_lock_that_was_released_can_be_taken_again(tmp_path: Path):
         RunLock(tmp_path)
     first.release()
     RunLock(tmp_path).release()
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    RunLock(tmp_path).release()
+    assert f"{tmp_path} cannot be locked (Function not implemented)" in caplog.text
 
 
 def config(key: str = "seed", value: Any = 0) -> dict[str, Any]:

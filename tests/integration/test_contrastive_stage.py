@@ -215,8 +215,8 @@ def test_caption_languages_are_those_asked_for(workspace: Workspace, start: Trai
 
 
 def test_gradients_by_rows_train_what_dense_ones_do(workspace: Workspace, start: TrainedRun):
-    overrides = ["stage=contrastive", f"start={start.model}", "stage.optimizer.lr=1e-2", "trainer.max_epochs=-1"]
-    overrides.append("trainer.max_steps=10")
+    steps = ["trainer.max_epochs=-1", "trainer.max_steps=10"]
+    overrides = ["stage=contrastive", f"start={start.model}", "stage.optimizer.lr=1e-2", *steps]
     rows = workspace.train(*overrides)
     dense = workspace.train(*overrides, "stage.optimizer._target_=torch.optim.AdamW")
     assert rows.stage.model.text_model.embeddings.word_embeddings.sparse

@@ -104,9 +104,41 @@ def test_gradients_of_several_backwards_add_up():
         (ours, by_rows(ours)),
         (theirs, torch.optim.AdamW(parameter_groups(theirs, 0.1), **SETTINGS)),
     ):
-        for step in range(3):
+        for step in (0, 1, 2, 1, 1, 1):
             tower.loss(step).backward()
+        if tower is ours:
+            assert len(tower.table.weight.grad._values()) == len(tower.table.weight.grad._indices()[0].unique())
         optimizer.step()
+    torch.testing.assert_close(ours.table.weight, theirs.table.weight, **ROUNDING)
+
+
+@pytest.mark.parametrize("rule", ["amsgrad", "maximize"])
+def test_rules_of_a_loaded_state_that_are_torchs_alone_hold_for_tables_too(rule):
+    ours, theirs = Tower(), Tower()
+    for tower, optimizer in (
+        (ours, by_rows(ours)),
+        (theirs, torch.optim.AdamW(parameter_groups(theirs, 0.1), **SETTINGS)),
+    ):
+        state = optimizer.state_dict()
+        for group in state["param_groups"]:
+            group[rule] = True
+        optimizer.load_state_dict(state)
+        train(tower, optimizer, range(4))
+    torch.testing.assert_close(ours.table.weight, theirs.table.weight, **ROUNDING)
+
+
+def test_a_gradient_scaler_scales_tables_too():
+    ours, theirs = Tower(), Tower()
+    for tower, optimizer in (
+        (ours, by_rows(ours)),
+        (theirs, torch.optim.AdamW(parameter_groups(theirs, 0.1), **SETTINGS)),
+    ):
+        scaler = torch.amp.GradScaler("cpu")
+        for step in range(4):
+            scaler.scale(tower.loss(step)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
     torch.testing.assert_close(ours.table.weight, theirs.table.weight, **ROUNDING)
 
 
@@ -156,3 +188,12 @@ def test_an_optimizer_that_does_not_take_them_gets_dense_gradients(make):
     tower.table.sparse = True
     take_gradients_by_rows(tower, make(parameter_groups(tower, 0.1)))
     assert not tower.table.sparse
+
+
+def test_a_locked_table_is_left_alone():
+    tower = Tower()
+    tower.table.weight.requires_grad_(False)
+    take_gradients_by_rows(tower, AdamW(parameter_groups(tower, 0.1), **SETTINGS))
+    assert not tower.table.sparse
+    tower.loss(0).backward()
+    assert tower.table.weight.grad is None

@@ -248,9 +248,13 @@ class TestRestartsAndParts:
         run_import(noisy_job(file, tmp_path / "out"))
         ready, tell = os.pipe()
         if not (child := os.fork()):
-            with temporary_beside(tmp_path / "out" / "000001.tar") as leftover:
-                os.write(tell, leftover.name.encode())
-                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                with temporary_beside(tmp_path / "out" / "000001.tar") as leftover:
+                    os.write(tell, leftover.name.encode())
+                    os.kill(os.getpid(), signal.SIGKILL)
+            finally:
+                os._exit(1)
+        os.close(tell)
         leftover = tmp_path / "out" / os.read(ready, 200).decode()
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # dead, but its number is taken: nobody has waited for it
         assert leftover.exists()

@@ -18,6 +18,7 @@ LAYERS = {
     "heap": 0,
     "html": 0,
     "hub": 0,
+    "locks": 0,
     "markdown": 0,
     "command": 1,
     "checks": 5,

@@ -15,8 +15,8 @@ from typing import Any
 
 from altclip_train.data.importers.chinese_clip import split_files
 from altclip_train.data.importers.filters import Filters
-from altclip_train.data.locks import is_at, lock_alone, remove_unheld
 from altclip_train.files import publish_first
+from altclip_train.locks import is_at, lock_alone, remove_unheld
 
 TABLE_KINDS = ("parallel", "moses", "image-text")
 ANNOTATION_KINDS = ("coco", "flickr30k-cn", "coco-cn")

@@ -1,8 +1,7 @@
 """What a process does with memory that torch frees on a CPU, where torch leaves it to the C library.
 
-By default, glibc maps every tensor of 32 MB and more anew, and smaller ones too until such a one was freed, and gives
-them back when they are freed, so that the kernel fills each of their pages with zeros before a layer fills it with
-states.
+By default, glibc maps every tensor of 32 MB and more anew, smaller ones until one of their size was freed, and gives
+them back when they are freed, so that the kernel fills their pages with zeros before a layer fills them with states.
 """
 
 from __future__ import annotations

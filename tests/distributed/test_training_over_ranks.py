@@ -51,7 +51,7 @@ def test_teacher_stage_on_two_ranks_equals_one(workspace: Workspace, batch: int)
 
 def test_a_process_group_of_one_rank_equals_none(workspace: Workspace, start: Run):
     overrides = ["stage=contrastive", f"start={start.model}", "trainer.max_steps=3"]
-    assert_same_run(workspace.run(*overrides, "strategy=auto", "trainer.strategy=ddp"), workspace.train(*overrides))
+    assert_same_run(workspace.run(*overrides, "trainer.strategy=ddp"), workspace.train(*overrides))
 
 
 def test_two_ranks_choose_the_same_dated_directory_and_evaluate_once(workspace: Workspace):

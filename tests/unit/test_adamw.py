@@ -45,6 +45,12 @@ def by_rows(tower, kind=AdamW):
     return optimizer
 
 
+def with_optimizers():
+    """Two equal towers: ours with gradients by rows, and torch's with dense ones."""
+    ours, theirs = Tower(), Tower()
+    return (ours, by_rows(ours)), (theirs, torch.optim.AdamW(parameter_groups(theirs, 0.1), **SETTINGS))
+
+
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("fused", [True, False])
 def test_steps_are_those_of_torch_with_dense_gradients(fused, clip):
@@ -58,11 +64,8 @@ def test_steps_are_those_of_torch_with_dense_gradients(fused, clip):
 
 
 def test_rows_that_are_read_once_step_to_the_same_bits():
-    ours, theirs = Tower(), Tower()
-    for tower, optimizer in (
-        (ours, by_rows(ours)),
-        (theirs, torch.optim.AdamW(parameter_groups(theirs, 0.1), **SETTINGS)),
-    ):
+    (ours, _), (theirs, _) = both = with_optimizers()
+    for tower, optimizer in both:
         for step in range(4):
             tower.table(torch.arange(step, len(tower.table.weight), 7)).sin().sum().backward()
             optimizer.step()
@@ -99,11 +102,8 @@ def test_either_goes_on_from_the_state_of_the_other(before, after):
 
 
 def test_gradients_of_several_backwards_add_up():
-    ours, theirs = Tower(), Tower()
-    for tower, optimizer in (
-        (ours, by_rows(ours)),
-        (theirs, torch.optim.AdamW(parameter_groups(theirs, 0.1), **SETTINGS)),
-    ):
+    (ours, _), (theirs, _) = both = with_optimizers()
+    for tower, optimizer in both:
         for step in (0, 1, 2, 1, 1, 1):
             tower.loss(step).backward()
         if tower is ours:
@@ -114,11 +114,8 @@ def test_gradients_of_several_backwards_add_up():
 
 @pytest.mark.parametrize("rule", ["amsgrad", "maximize"])
 def test_rules_of_a_loaded_state_that_are_torchs_alone_hold_for_tables_too(rule):
-    ours, theirs = Tower(), Tower()
-    for tower, optimizer in (
-        (ours, by_rows(ours)),
-        (theirs, torch.optim.AdamW(parameter_groups(theirs, 0.1), **SETTINGS)),
-    ):
+    (ours, _), (theirs, _) = both = with_optimizers()
+    for tower, optimizer in both:
         state = optimizer.state_dict()
         for group in state["param_groups"]:
             group[rule] = True
@@ -128,11 +125,8 @@ def test_rules_of_a_loaded_state_that_are_torchs_alone_hold_for_tables_too(rule)
 
 
 def test_a_gradient_scaler_scales_tables_too():
-    ours, theirs = Tower(), Tower()
-    for tower, optimizer in (
-        (ours, by_rows(ours)),
-        (theirs, torch.optim.AdamW(parameter_groups(theirs, 0.1), **SETTINGS)),
-    ):
+    (ours, _), (theirs, _) = both = with_optimizers()
+    for tower, optimizer in both:
         scaler = torch.amp.GradScaler("cpu")
         for step in range(4):
             scaler.scale(tower.loss(step)).backward()
